@@ -1,0 +1,253 @@
+"""What a tunnel is told to do: frozen values, checked when they are made, with no I/O."""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import math
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from mtlstunnel.errors import SettingsError
+
+if TYPE_CHECKING:
+    from attrs import Attribute
+
+SERVER_PREFIXES = frozenset({"tcp", "tcp4", "tcp6", "unix", "ssl", "tls", "systemd", "haproxy"})
+"""Endpoint types a server string may begin with even where no plugin is looked up."""
+
+CLIENT_PREFIXES = frozenset({"tcp", "tcp6", "unix", "ssl", "tls"})
+"""Endpoint types a client string may begin with even where no plugin is looked up."""
+
+_HOST_AND_PORT = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]=]+):(?P<port>[0-9]+)", re.ASCII)
+_HOST_NAME = re.compile(
+    r"(?=.{1,253}\.?\Z)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)"
+    r"(?:\.[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)*\.?",
+    re.IGNORECASE | re.ASCII,
+)
+
+
+class TLSVersion(enum.Enum):
+    """The TLS versions that may be spoken; older ones are not to be had (RFC 8996)."""
+
+    TLS_1_2 = "1.2"
+    TLS_1_3 = "1.3"
+
+
+class AlertPolicy(enum.Enum):
+    """Which alert a refused certificate is answered with."""
+
+    BAD_CERTIFICATE = "bad_certificate"
+    """42 whatever the reason, so that nobody can probe which CAs are trusted."""
+    SPECIFIC = "specific"
+    """The code that RFC 8446, section 6.2, has for the reason."""
+
+
+@attrs.frozen
+class Address:
+    """
+    A host and a TCP port.
+
+    :ivar host: an IP address or a name; empty for every address of this machine
+    """
+
+    host: str
+    port: int
+
+    @property
+    def is_ip(self) -> bool:
+        """Whether no name has to be looked up for it."""
+        try:
+            ipaddress.ip_address(self.host)
+        except ValueError:
+            return False
+        return True
+
+    def __str__(self) -> str:
+        if not self.host:
+            return str(self.port)
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@attrs.frozen
+class EndpointString:
+    """A Twisted endpoint string, to be read by Twisted itself."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Place = Address | EndpointString
+
+
+def _port(option: str, text: str, digits: str, lowest: int) -> int:
+    number = int(digits) if len(digits) <= 5 else 65536
+    if not lowest <= number <= 65535:
+        raise SettingsError(
+            f"{option} {text}: {digits} is not a port; give a number from {lowest} to 65535"
+        )
+    return number
+
+
+def _place(
+    option: str, text: str, prefixes: frozenset[str], alone: str, lowest: int, example: str
+) -> Place:
+    if re.fullmatch("[0-9]+", text, re.ASCII):
+        return Address(alone, _port(option, text, text, lowest))
+    prefix = text.partition(":")[0]
+    found = _HOST_AND_PORT.fullmatch(text)
+    if found is None or prefix in prefixes:
+        if prefix in prefixes and ":" in text:
+            return EndpointString(text)
+        raise SettingsError(
+            f"{option} {text!r}: not a port, HOST:PORT or endpoint string; give {example}"
+        )
+    host = found["host"]
+    if host.startswith("["):
+        host = host[1:-1]
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise SettingsError(
+                f"{option} {text}: [{host}] is not an IPv6 address; give {example}"
+            ) from None
+    elif re.fullmatch(r"[0-9.]+", host):
+        try:
+            ipaddress.IPv4Address(host)
+        except ValueError:
+            raise SettingsError(
+                f"{option} {text}: {host} is not an IPv4 address; give {example}"
+            ) from None
+    elif not _HOST_NAME.fullmatch(host):
+        raise SettingsError(f"{option} {text!r}: {host!r} is not a host name; give {example}")
+    return Address(host, _port(option, text, found["port"], lowest))
+
+
+def parse_listen(text: str, prefixes: Iterable[str] = SERVER_PREFIXES) -> Place:
+    """
+    Read a ``--port``: a number, HOST:PORT with IPv4, IPv6 in brackets or a name, or any Twisted
+    server endpoint string.  Port 0 asks the system for a free one.
+
+    :param prefixes: the endpoint types that Twisted and its plugins know
+    :raises SettingsError: it is none of these
+    """
+    return _place(
+        "--port", text, frozenset(prefixes), "", 0, "8443, 127.0.0.1:8443, [::1]:8443 or unix:/path"
+    )
+
+
+def parse_upstream(text: str, prefixes: Iterable[str] = CLIENT_PREFIXES) -> Place:
+    """
+    Read an ``--upstream``: a port on this machine, HOST:PORT, or any Twisted client endpoint
+    string.
+
+    :param prefixes: the endpoint types that Twisted and its plugins know
+    :raises SettingsError: it is none of these
+    """
+    return _place(
+        "--upstream",
+        text,
+        frozenset(prefixes),
+        "127.0.0.1",
+        1,
+        "5432, 127.0.0.1:5432, db.example:5432 or unix:/path",
+    )
+
+
+def seconds(option: str, text: str) -> float:
+    """
+    Read a time-out in seconds.
+
+    :raises SettingsError: it is not a number above zero
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 10**9:
+        raise SettingsError(f"{option} {text}: give a number of seconds above 0, such as 10 or 0.5")
+    return value
+
+
+def _not_empty(option: str, remedy: str) -> Callable[[Any, Attribute[Any], Any], None]:
+    def check(_self: Any, _attribute: Attribute[Any], value: Any) -> None:
+        if not value:
+            raise SettingsError(f"{option} is missing; {remedy}")
+
+    return check
+
+
+def _host_names(_self: Any, _attribute: Attribute[Any], value: tuple[str, ...]) -> None:
+    for name in value:
+        plain = name.removeprefix("*.")
+        if not (_HOST_NAME.fullmatch(plain) or Address(name, 0).is_ip):
+            raise SettingsError(
+                f"--domain {name!r}: not a host name or IP address; give one such as db.example.com"
+            )
+
+
+@attrs.frozen(kw_only=True)
+class TimeLimits:
+    """
+    How long each thing is waited for, in seconds.
+
+    :ivar handshake: from the accepted connection to the verdict
+    :ivar connect: from the verdict to an upstream that is ready
+    :ivar half_close: without a byte moving, after one side has ended
+    """
+
+    handshake: float = 10.0
+    connect: float = 10.0
+    half_close: float = 60.0
+
+
+@attrs.frozen(kw_only=True)
+class TunnelSettings:
+    """
+    Everything one tunnel is told.
+
+    :ivar listen: where clients connect
+    :ivar cas: files and directories with the CAs whose clients are let in
+    :ivar upstream: the plaintext service behind
+    :ivar cert: the server's certificate chain, or None for a self-made one
+    :ivar key: its private key; None where it is in the same file
+    :ivar domains: the names of a self-made certificate
+    :ivar state_dir: where a self-made certificate is kept; None for the usual place
+    """
+
+    cas: tuple[Path, ...] = attrs.field(
+        validator=_not_empty("--cas", "give the PEM file with the CAs whose clients may come in")
+    )
+    listen: tuple[Place, ...] = attrs.field(
+        default=(Address("", 443),), validator=_not_empty("--port", "give one such as 443")
+    )
+    upstream: Place = Address("127.0.0.1", 80)
+    cert: Path | None = None
+    key: Path | None = attrs.field(default=None)
+    domains: tuple[str, ...] = attrs.field(default=("localhost",), validator=_host_names)
+    state_dir: Path | None = None
+    min_version: TLSVersion = TLSVersion.TLS_1_2
+    max_version: TLSVersion = attrs.field(default=TLSVersion.TLS_1_3)
+    alert: AlertPolicy = AlertPolicy.BAD_CERTIFICATE
+    limits: TimeLimits = attrs.Factory(TimeLimits)
+
+    @key.validator
+    def _key_has_a_cert(self, _attribute: Attribute[Path | None], value: Path | None) -> None:
+        if value is not None and self.cert is None:
+            raise SettingsError(
+                f"--key {value} is given without --cert; give the certificate it belongs to"
+            )
+
+    @max_version.validator
+    def _versions_in_order(self, _attribute: Attribute[TLSVersion], value: TLSVersion) -> None:
+        if value.value < self.min_version.value:
+            raise SettingsError(
+                f"--min-version {self.min_version.value} is above --max-version {value.value}; "
+                "swap them or leave one out"
+            )
