@@ -1,0 +1,170 @@
+"""Who a certificate speaks of: plain values for rules, events and people, taken with suspicion."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import attrs
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+_T = TypeVar("_T")
+
+
+def escape(text: str) -> str:
+    """
+    Text from a certificate, safe in a log line: whatever is not plainly printable stands as a
+    backslash escape, so that no newline, NUL, terminal sequence or right-to-left mark gets out.
+    """
+    if text.isascii() and text.isprintable() and "\\" not in text:
+        return text
+    return "".join(
+        char
+        if (char.isprintable() and char != "\\" and not char.isspace()) or char == " "
+        else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
+
+
+def escape_bytes(value: bytes) -> str:
+    r"""Bytes a peer sent, safe in a log line: what is not plain ASCII stands as ``\x..``."""
+    return escape(value.decode("ascii", "backslashreplace"))
+
+
+@attrs.frozen
+class Identity:
+    """
+    Whom a certificate names, as values that need no certificate any more.
+
+    Every string is already escaped and may be logged; a field that the certificate has in a form
+    which cannot be read is empty.
+
+    :ivar subject: distinguished name, RFC 4514
+    :ivar issuer: distinguished name, RFC 4514
+    :ivar serial: hexadecimal
+    :ivar sha256: of the certificate's DER, hexadecimal
+    :ivar spki_sha256: of the SubjectPublicKeyInfo's DER (RFC 7469, 2.4), hexadecimal
+    :ivar not_before: start of validity, UTC; None where it cannot be read
+    :ivar not_after: end of validity, UTC; None where it cannot be read
+    :ivar san: subject alternative names as ``dns:``, ``uri:``, ``ip:``, ``email:`` and so on
+    """
+
+    subject: str
+    issuer: str
+    serial: str
+    sha256: str
+    spki_sha256: str
+    not_before: datetime.datetime | None
+    not_after: datetime.datetime | None
+    san: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        """The ``client`` object of an event."""
+        return {
+            "subject": self.subject,
+            "issuer": self.issuer,
+            "serial": self.serial,
+            "sha256": self.sha256,
+            "spki_sha256": self.spki_sha256,
+            "not_before": _rfc3339(self.not_before),
+            "not_after": _rfc3339(self.not_after),
+            "san": list(self.san),
+        }
+
+
+def _rfc3339(moment: datetime.datetime | None) -> str | None:
+    return None if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _attempt(read: Callable[[], _T], otherwise: _T) -> _T:
+    # A certificate is hostile input: cryptography parses fields lazily and raises ValueError,
+    # UnsupportedAlgorithm, TypeError and others where one is odd.
+    try:
+        return read()
+    except Exception:
+        return otherwise
+
+
+def _general_name(name: x509.GeneralName) -> str:
+    match name:
+        case x509.DNSName():
+            return f"dns:{escape(name.value)}"
+        case x509.UniformResourceIdentifier():
+            return f"uri:{escape(name.value)}"
+        case x509.RFC822Name():
+            return f"email:{escape(name.value)}"
+        case x509.IPAddress():
+            return f"ip:{name.value}"
+        case x509.DirectoryName():
+            return f"dirname:{escape(name.value.rfc4514_string())}"
+        case x509.RegisteredID():
+            return f"rid:{name.value.dotted_string}"
+        case x509.OtherName():
+            return f"other:{name.type_id.dotted_string}"
+    return "other:unknown"
+
+
+def _alternative_names(certificate: x509.Certificate) -> Iterator[str]:
+    found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    for name in found.value:
+        yield _attempt(functools.partial(_general_name, name), "other:unreadable")
+
+
+def _san(certificate: x509.Certificate) -> tuple[str, ...]:
+    none: tuple[str, ...] = ()
+    return _attempt(lambda: tuple(_alternative_names(certificate)), none)
+
+
+def display_name(certificate: x509.Certificate) -> str:
+    """
+    A name for a person to know a certificate by: its subject, or, where that is empty or cannot be
+    read, its first alternative name, or its serial number.
+    """
+    subject = _attempt(lambda: escape(certificate.subject.rfc4514_string()), "")
+    if subject:
+        return subject
+    names = _san(certificate)
+    if names:
+        return names[0]
+    return f"serial {_attempt(lambda: format(certificate.serial_number, 'x'), 'unreadable')}"
+
+
+def spki_sha256(certificate: x509.Certificate) -> str:
+    """
+    SHA-256 of the SubjectPublicKeyInfo, hexadecimal; empty where the key cannot be read.
+    """
+    return _attempt(
+        lambda: hashlib.sha256(
+            certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        ).hexdigest(),
+        "",
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def identity_of_der(der: bytes) -> Identity:
+    """
+    Whom a DER certificate names.  Never raises: of bytes that are no certificate only the
+    digest is known.
+
+    :param der: one certificate, as the peer sent it
+    """
+    digest = hashlib.sha256(der).hexdigest()
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+    except Exception:
+        return Identity("", "", "", digest, "", None, None, ())
+    return Identity(
+        subject=_attempt(lambda: escape(certificate.subject.rfc4514_string()), ""),
+        issuer=_attempt(lambda: escape(certificate.issuer.rfc4514_string()), ""),
+        serial=_attempt(lambda: format(certificate.serial_number, "x"), ""),
+        sha256=digest,
+        spki_sha256=spki_sha256(certificate),
+        not_before=_attempt(lambda: certificate.not_valid_before_utc, None),
+        not_after=_attempt(lambda: certificate.not_valid_after_utc, None),
+        san=_san(certificate),
+    )
