@@ -1,0 +1,192 @@
+"""What is told of each connection: frozen values, one for every verdict and one for every end."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import attrs
+
+from mtlstunnel.trust.identity import Identity
+from mtlstunnel.trust.reasons import Reason
+
+
+@attrs.frozen
+class TLSInfo:
+    """
+    What was negotiated, as far as it came.
+
+    :ivar version: such as ``TLSv1.3``
+    :ivar cipher: OpenSSL's name of the suite
+    :ivar group: the key exchange group; None where it cannot be known
+    :ivar sni: the server name the client asked for, escaped (RFC 6066, section 3)
+    """
+
+    version: str | None = None
+    cipher: str | None = None
+    group: str | None = None
+    sni: str | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        """The ``tls`` object of an event."""
+        return {
+            "version": self.version,
+            "cipher": self.cipher,
+            "group": self.group,
+            "sni": self.sni,
+        }
+
+
+@attrs.frozen(kw_only=True)
+class ConnectionInfo:
+    """
+    Which connection an event is about.
+
+    :ivar id: the same in all events of one connection, unlike any other's
+    :ivar peer: the client's address
+    :ivar listener: where it connected
+    :ivar generation: which set of trust anchors judged it, counted from 1
+    """
+
+    id: str
+    peer: str
+    listener: str
+    generation: int = 1
+
+    def as_dict(self) -> dict[str, object]:
+        """The fields every event of a connection begins with."""
+        return {
+            "id": self.id,
+            "peer": self.peer,
+            "listener": self.listener,
+            "generation": self.generation,
+        }
+
+
+@attrs.frozen(kw_only=True)
+class Probe:
+    """A connection that ended without a byte of TLS: a health check or a port scan, no error."""
+
+    name: ClassVar[str] = "probe"
+    connection: ConnectionInfo
+    detail: str
+    duration: float
+
+    def as_dict(self) -> dict[str, object]:
+        """The fields of the JSON line, in its order."""
+        return {**self.connection.as_dict(), "detail": self.detail, "duration": self.duration}
+
+
+@attrs.frozen(kw_only=True)
+class RefusedClient:
+    """
+    A handshake that did not let the client in.
+
+    :ivar alert: the TLS alert that was sent; None where none was, or its number is not known
+    """
+
+    name: ClassVar[str] = "refused"
+    connection: ConnectionInfo
+    tls: TLSInfo
+    reason: Reason
+    detail: str
+    depth: int | None
+    alert: int | None
+    client: Identity | None
+    duration: float
+
+    def as_dict(self) -> dict[str, object]:
+        """The fields of the JSON line, in its order."""
+        return {
+            **self.connection.as_dict(),
+            "reason": self.reason.value,
+            "detail": self.detail,
+            "depth": self.depth,
+            "alert": self.alert,
+            "tls": self.tls.as_dict(),
+            "client": None if self.client is None else self.client.as_dict(),
+            "duration": self.duration,
+        }
+
+
+@attrs.frozen(kw_only=True)
+class AcceptedClient:
+    """
+    A client that was let in.
+
+    :ivar ca: SHA-256 of the trust anchor that vouches, hexadecimal
+    """
+
+    name: ClassVar[str] = "accepted"
+    connection: ConnectionInfo
+    tls: TLSInfo
+    client: Identity
+    ca: str
+    duration: float
+
+    def as_dict(self) -> dict[str, object]:
+        """The fields of the JSON line, in its order."""
+        return {
+            **self.connection.as_dict(),
+            "tls": self.tls.as_dict(),
+            "client": self.client.as_dict(),
+            "ca": self.ca,
+            "duration": self.duration,
+        }
+
+
+@attrs.frozen(kw_only=True)
+class Closed:
+    """
+    The end of a client that had been let in.
+
+    :ivar upstream: where its bytes went
+    :ivar bytes_in: plaintext bytes from the client
+    :ivar bytes_out: plaintext bytes to the client
+    :ivar client_end: how the client's side ended
+    :ivar upstream_end: how the upstream's side ended
+    :ivar detail: why, where that is more than the two ends say
+    :ivar duration: seconds since the client was let in
+    """
+
+    name: ClassVar[str] = "closed"
+    connection: ConnectionInfo
+    upstream: str
+    bytes_in: int
+    bytes_out: int
+    client_end: str
+    upstream_end: str
+    detail: str | None
+    duration: float
+
+    def as_dict(self) -> dict[str, object]:
+        """The fields of the JSON line, in its order."""
+        return {
+            **self.connection.as_dict(),
+            "upstream": self.upstream,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "end": {"client": self.client_end, "upstream": self.upstream_end},
+            "detail": self.detail,
+            "duration": self.duration,
+        }
+
+
+Event = Probe | RefusedClient | AcceptedClient | Closed
+
+EventSink = Callable[[Event], Any]
+"""Where events go.  It must not raise and must not block."""
+
+
+class ConnectionIds:
+    """Makes ids that are unlike those of any other connection, here or in another process."""
+
+    def __init__(self) -> None:
+        self._prefix = secrets.token_hex(6)
+        self._numbers = itertools.count(1)
+
+    def __call__(self) -> str:
+        """The next id."""
+        return f"{self._prefix}-{next(self._numbers):x}"

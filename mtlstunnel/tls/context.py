@@ -1,0 +1,156 @@
+"""One generation of trust: the pyOpenSSL context whose verify callback asks ``trust``."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+
+import attrs
+from OpenSSL import SSL, crypto
+from twisted.logger import Logger
+
+from mtlstunnel.errors import MtlstunnelError, ServerCertificateError
+from mtlstunnel.settings import AlertPolicy, TLSVersion
+from mtlstunnel.tls import bindings
+from mtlstunnel.tls.credentials import Credentials
+from mtlstunnel.trust.bundle import Bundle
+from mtlstunnel.trust.reasons import SPECIFIC_ALERT, Alert, Reason
+from mtlstunnel.trust.verdict import Finding, Presented, Refused, Verdict, judge
+
+_log = Logger()
+
+_VERSIONS = {
+    TLSVersion.TLS_1_2: SSL.TLS1_2_VERSION,
+    TLSVersion.TLS_1_3: SSL.TLS1_3_VERSION,
+}
+
+CERT_REJECTED = 28
+"""X509_V_ERR_CERT_REJECTED: the number OpenSSL makes alert 42 of."""
+
+_CODE_FOR_ALERT = {
+    Alert.BAD_CERTIFICATE: CERT_REJECTED,
+    Alert.UNSUPPORTED_CERTIFICATE: 26,
+    Alert.CERTIFICATE_REVOKED: 23,
+    Alert.CERTIFICATE_EXPIRED: 10,
+    Alert.CERTIFICATE_UNKNOWN: 47,
+    Alert.UNKNOWN_CA: 20,
+    Alert.DECRYPT_ERROR: 7,
+}
+"""An X509_V_ERR number that OpenSSL turns into each alert (its ssl_x509err2alert)."""
+
+Clock = Callable[[], datetime.datetime]
+
+
+def utc_now() -> datetime.datetime:
+    """The present in UTC."""
+    return datetime.datetime.now(datetime.timezone.utc)
+
+
+def alert_for(reason: Reason, policy: AlertPolicy) -> Alert:
+    """The alert that a client refused for ``reason`` is answered with."""
+    if policy is AlertPolicy.SPECIFIC:
+        return SPECIFIC_ALERT[reason]
+    return Alert.BAD_CERTIFICATE
+
+
+@attrs.define
+class DoorContext:
+    """
+    A context for server connections that judge their clients.
+
+    It is never changed once a connection was made of it: a new bundle is a new context.
+
+    :ivar generation: which set of anchors this is, counted from 1
+    """
+
+    bundle: Bundle
+    credentials: Credentials
+    min_version: TLSVersion = TLSVersion.TLS_1_2
+    max_version: TLSVersion = TLSVersion.TLS_1_3
+    alert: AlertPolicy = AlertPolicy.BAD_CERTIFICATE
+    generation: int = 1
+    now: Clock = utc_now
+    _context: SSL.Context = attrs.field(init=False, repr=False)
+    _kept_alive: object = attrs.field(init=False, repr=False)
+    _verdict: Verdict | None = attrs.field(init=False, default=None, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        if not bindings.HAS_VERIFY:
+            raise MtlstunnelError(
+                "this pyOpenSSL and cryptography lack what is needed to answer a refused client "
+                "rightly; install pyOpenSSL 26.0 or newer"
+            )
+        context = SSL.Context(SSL.TLS_SERVER_METHOD)
+        context.set_min_proto_version(_VERSIONS[self.min_version])
+        context.set_max_proto_version(_VERSIONS[self.max_version])
+        # A resumed session runs no verify callback, so nothing may be resumed.
+        context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION)
+        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+        # NO_AUTO_CHAIN: the anchors are for judging clients, not for completing our own chain.
+        context.set_mode(SSL.MODE_RELEASE_BUFFERS | bindings.MODE_NO_AUTO_CHAIN)
+        # One SSL_write then takes a whole batch.
+        context.clear_mode(bindings.MODE_ENABLE_PARTIAL_WRITE)
+        try:
+            context.use_certificate(self.credentials.chain[0])
+            for certificate in self.credentials.chain[1:]:
+                context.add_extra_chain_cert(certificate)
+            context.use_privatekey(self.credentials.key)
+        except SSL.Error as error:
+            said = error.args[0][-1][2] if error.args and error.args[0] else "no detail"
+            raise ServerCertificateError(
+                f"--cert: OpenSSL does not take the server's certificate ({said}); "
+                "give one with a key of 2048 bits of RSA, or EC"
+            ) from None
+        store = context.get_cert_store()
+        if store is None:
+            raise MtlstunnelError("OpenSSL gives no certificate store for the CAs; reinstall it")
+        store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+        for anchor in self.bundle.anchors:
+            store.add_cert(crypto.X509.from_cryptography(anchor.certificate))
+        self._kept_alive = bindings.set_verify(context, self._verify, CERT_REJECTED)
+        self._context = context
+
+    def connection(self) -> SSL.Connection:
+        """A new server connection over memory, ready for a ClientHello."""
+        connection = SSL.Connection(self._context, None)
+        connection.set_accept_state()
+        return connection
+
+    def do_handshake(self, connection: SSL.Connection) -> Verdict | None:
+        """
+        Take a handshake one step further.
+
+        :returns: the verdict, where one was reached in this step
+        :raises OpenSSL.SSL.Error: as pyOpenSSL's own, with the verdict in ``last_verdict``
+        """
+        self._verdict = None
+        connection.do_handshake()
+        return self._verdict
+
+    @property
+    def last_verdict(self) -> Verdict | None:
+        """
+        The verdict of the step that ran last.  Only one handshake is inside OpenSSL at a time, so
+        it is that of the connection given to the last :meth:`do_handshake`.
+        """
+        return self._verdict
+
+    def _verify(self, ok: bool, store_context: bindings.StoreContext) -> int:
+        try:
+            code, depth = bindings.store_error(store_context)
+            if ok and depth > 0:
+                return bindings.VERIFY_OK
+            if ok:
+                presented = Presented(bindings.store_path(store_context))
+            else:
+                leaf = bindings.store_leaf(store_context)
+                finding = Finding(code, depth, bindings.store_current(store_context))
+                presented = Presented(() if leaf is None else (leaf,), finding)
+            verdict = judge(presented, self.now())
+        except Exception:
+            _log.failure("the verify callback failed; the client is refused")
+            verdict = Refused(Reason.OTHER, "the verdict failed; the log has the traceback")
+        self._verdict = verdict
+        if isinstance(verdict, Refused):
+            return _CODE_FOR_ALERT[alert_for(verdict.reason, self.alert)]
+        return bindings.VERIFY_OK

@@ -1,0 +1,417 @@
+"""The door: a TLSMemoryBIOFactory whose connections reach what is behind only after the verdict."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import attrs
+from OpenSSL import SSL
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import (
+    IAddress,
+    IHalfCloseableProtocol,
+    IOpenSSLServerConnectionCreator,
+    IProtocol,
+    IProtocolFactory,
+    IReactorTime,
+)
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
+from zope.interface import Interface, implementer
+
+from mtlstunnel.events import (
+    AcceptedClient,
+    ConnectionIds,
+    ConnectionInfo,
+    EventSink,
+    Probe,
+    RefusedClient,
+)
+from mtlstunnel.tls import bindings
+from mtlstunnel.tls.context import DoorContext
+from mtlstunnel.tls.handshake import Handshake, Progress
+from mtlstunnel.tls.transports import bare_socket_transport
+from mtlstunnel.trust.identity import Identity
+from mtlstunnel.trust.reasons import Reason
+from mtlstunnel.trust.verdict import Accepted, Refused
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IDelayedCall
+
+REFUSAL_LINGER_SECONDS = 5.0
+"""How long a refused client may take to read its alert and hang up."""
+
+REFUSAL_LINGER_BYTES = 64 * 1024 * 1024
+"""How much a refused client may still send before it is cut off."""
+
+
+class RawReceiver(Protocol):
+    """Who gets what comes from the client's transport once a session was taken over."""
+
+    def raw_received(self, data: bytes) -> None:
+        """Ciphertext came."""
+
+    def raw_ended(self) -> None:
+        """The client sent FIN."""
+
+    def raw_lost(self, reason: Failure) -> None:
+        """The transport is gone."""
+
+
+class _Nobody:
+    """Stands in until the one who took the session over says where its bytes go."""
+
+    def raw_received(self, data: bytes) -> None:
+        raise RuntimeError("bytes for a session that nobody reads: pause its transport first")
+
+    def raw_ended(self) -> None:
+        pass
+
+    def raw_lost(self, reason: Failure) -> None:
+        pass
+
+
+@attrs.define
+class EstablishedSession:
+    """
+    A client that was let in, with its TLS state and its transport, for one who takes them over.
+
+    What the client sent behind its handshake is inside ``connection`` already.
+
+    :ivar connection: the TLS state over memory BIOs
+    :ivar transport: the client's own transport; its reading is paused
+    :ivar flushed: whether the transport is known to have nothing left to write
+    :ivar receiver: who gets what still comes through the transport
+    """
+
+    connection: SSL.Connection
+    transport: Any
+    info: ConnectionInfo
+    identity: Identity
+    flushed: bool
+    receiver: RawReceiver = attrs.Factory(_Nobody)
+
+
+class ISessionTaker(Interface):
+    """A protocol that wants the TLS session itself instead of a transport with plaintext."""
+
+    def take_session(session: EstablishedSession) -> None:
+        """Called once, after the verdict, in place of ``makeConnection``."""
+
+
+@implementer(IHalfCloseableProtocol)
+class DoorProtocol(TLSMemoryBIOProtocol):
+    """
+    One connection at the door.
+
+    The wrapped protocol hears nothing before the verdict.  Then it is either connected, as by any
+    ``TLSMemoryBIOProtocol``, or given the session itself if it is an :class:`ISessionTaker`.
+    """
+
+    factory: DoorFactory
+    transport: Any
+    identity: Identity | None = None
+    _socket: socket.socket | None = None
+    _timer: IDelayedCall | None = None
+    _session: EstablishedSession | None = None
+    _dropped = 0
+
+    def makeConnection(self, transport: Any) -> None:
+        """Begin the handshake; the wrapped protocol is connected later."""
+        factory = self.factory
+        self.transport = transport
+        self.connected = 1
+        self._started = factory.clock.seconds()
+        self._handshake = Handshake(factory.context)
+        self._receive: Callable[[bytes], None] = self._handshake_received
+        self._listener = factory.listener or describe_address(transport.getHost())
+        self._info: ConnectionInfo | None = None
+        bare = bare_socket_transport(transport)
+        if bare is not None:
+            self._socket = bare.getHandle()
+        factory.live.add(self)
+        self._timer = factory.clock.callLater(factory.handshake_timeout, self._too_slow)
+        if hasattr(transport, "setTcpNoDelay"):
+            transport.setTcpNoDelay(True)
+
+    @property
+    def info(self) -> ConnectionInfo:
+        """Which connection this is.  Behind a balancer the peer is known once data has come."""
+        if self._info is None:
+            self._info = ConnectionInfo(
+                id=self.factory.next_id(),
+                peer=describe_address(self.transport.getPeer()),
+                listener=self._listener,
+                generation=self._handshake.context.generation,
+            )
+        return self._info
+
+    def dataReceived(self, data: bytes) -> None:
+        """Ciphertext from the client."""
+        self._receive(data)
+
+    def _handshake_received(self, data: bytes) -> None:
+        handshake = self._handshake
+        wire = handshake.receive(data)
+        if wire:
+            self._send(wire)
+        if handshake.progress is Progress.ACCEPTED:
+            self._accepted()
+        elif handshake.progress is Progress.REFUSED:
+            self._refused(cast("Refused", handshake.verdict))
+        elif handshake.progress is Progress.NOT_TLS:
+            self._probed(f"sent {len(data)} bytes that are not TLS")
+
+    def _send(self, wire: bytes) -> None:
+        # A flight nearly always fits the socket's buffer.  Sent at once it saves the reactor two
+        # calls to epoll, and the transport has nothing left to write when it is taken over.
+        if self._socket is not None:
+            try:
+                wire = wire[self._socket.send(wire) :]
+            except OSError:
+                pass
+            if not wire:
+                return
+            self._socket = None
+        self.transport.write(wire)
+
+    def _seconds(self) -> float:
+        return round(self.factory.clock.seconds() - self._started, 6)
+
+    def _accepted(self) -> None:
+        self._stop_timer()
+        handshake = self._handshake
+        verdict = cast("Accepted", handshake.verdict)
+        self.identity = verdict.identity
+        self.factory.events(
+            AcceptedClient(
+                connection=self.info,
+                tls=handshake.tls_info(),
+                client=verdict.identity,
+                ca=verdict.anchor_sha256,
+                duration=self._seconds(),
+            )
+        )
+        if ISessionTaker.providedBy(self.wrappedProtocol):
+            session = EstablishedSession(
+                handshake.connection,
+                self.transport,
+                self.info,
+                verdict.identity,
+                flushed=self._socket is not None,
+            )
+            self._session = session
+            self._receive = session_receive(session)
+            self.transport.pauseProducing()
+            self.wrappedProtocol.take_session(session)
+        else:
+            self._receive = super().dataReceived
+            super().makeConnection(self.transport)
+            bindings.deliver_buffered(self)
+
+    def _refused(self, verdict: Refused) -> None:
+        handshake = self._handshake
+        self.factory.events(
+            RefusedClient(
+                connection=self.info,
+                tls=handshake.tls_info(),
+                reason=verdict.reason,
+                detail=verdict.detail,
+                depth=verdict.depth,
+                alert=handshake.alert,
+                client=verdict.identity,
+                duration=self._seconds(),
+            )
+        )
+        self._linger()
+
+    def _probed(self, detail: str) -> None:
+        self.factory.events(Probe(connection=self.info, detail=detail, duration=self._seconds()))
+        self._linger()
+
+    def _linger(self) -> None:
+        # The alert must be read before a RST can overtake it, and unread input makes close() send
+        # one: so FIN first, then drop what still comes until the client hangs up.
+        self._stop_timer()
+        self._receive = self._drop
+        self._timer = self.factory.clock.callLater(REFUSAL_LINGER_SECONDS, self._cut_off)
+        if hasattr(self.transport, "loseWriteConnection"):
+            self.transport.loseWriteConnection()
+        else:
+            self.transport.loseConnection()
+
+    def _drop(self, data: bytes) -> None:
+        self._dropped += len(data)
+        if self._dropped > REFUSAL_LINGER_BYTES:
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        self._stop_timer()
+        self.transport.abortConnection()
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        waited = f"{self.factory.handshake_timeout:g} s"
+        if self._handshake.progress is Progress.SILENT:
+            self._probed(f"sent nothing for {waited}")
+        else:
+            self._refused(Refused(Reason.OTHER, f"the handshake was not finished within {waited}"))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            if self._timer.active():
+                self._timer.cancel()
+            self._timer = None
+
+    def readConnectionLost(self) -> None:
+        """FIN from the client."""
+        if self._session is not None:
+            self._session.receiver.raw_ended()
+        else:
+            self.transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """Our own FIN is out: nothing to do."""
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        """The client's transport is gone."""
+        self._stop_timer()
+        self.factory.live.discard(self)
+        if self._session is not None:
+            session, self._session = self._session, None
+            session.receiver.raw_lost(reason)
+            return
+        if self.identity is not None:
+            super().connectionLost(reason)
+            return
+        self.connected = 0
+        if self._receive == self._handshake_received:
+            self._vanished(reason)
+        self._receive = self._drop
+
+    def _vanished(self, reason: Failure) -> None:
+        how = "hung up" if reason.check(ConnectionDone) else "reset the connection"
+        if self._handshake.progress is Progress.SILENT:
+            self.factory.events(
+                Probe(
+                    connection=self.info,
+                    detail=f"{how} without sending anything",
+                    duration=self._seconds(),
+                )
+            )
+            return
+        verdict = Refused(Reason.OTHER, f"the client {how} in the middle of the handshake")
+        self.factory.events(
+            RefusedClient(
+                connection=self.info,
+                tls=self._handshake.tls_info(),
+                reason=verdict.reason,
+                detail=verdict.detail,
+                depth=None,
+                alert=None,
+                client=None,
+                duration=self._seconds(),
+            )
+        )
+
+    def established_connection(self) -> SSL.Connection:
+        """The connection whose handshake is done, for the TLS layer to go on with."""
+        return self._handshake.connection
+
+    def abort(self) -> None:
+        """Cut the connection off at once, whatever it is doing; for the end of the service."""
+        self.transport.abortConnection()
+
+
+def session_receive(session: EstablishedSession) -> Callable[[bytes], None]:
+    """What to call with ciphertext, whoever is the session's receiver by then."""
+
+    def receive(data: bytes) -> None:
+        session.receiver.raw_received(data)
+
+    return receive
+
+
+def describe_address(address: IAddress | None) -> str:
+    """An address as events have it: HOST:PORT, [IPv6]:PORT, ``unix:PATH`` or its type's name."""
+    host, port = getattr(address, "host", None), getattr(address, "port", None)
+    if host is not None and port is not None:
+        host = host.removeprefix("::ffff:") if "." in host else host
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    name = getattr(address, "name", None)
+    if isinstance(name, bytes):
+        return f"unix:{name.decode('utf-8', 'backslashreplace')}"
+    return "unix" if hasattr(address, "name") else type(address).__name__
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class _EstablishedCreator:
+    """Gives the TLS layer the connection whose handshake the door has already made."""
+
+    def serverConnectionForTLS(self, protocol: Any) -> SSL.Connection:
+        return cast("DoorProtocol", protocol).established_connection()
+
+
+class DoorFactory(TLSMemoryBIOFactory):
+    """
+    Wraps any protocol factory behind the door: its protocols see verified clients only, and
+    ``identity_of(self.transport)`` tells them who it is.
+
+    :ivar context: judges connections from now on; may be replaced at any time
+    :ivar live: the connections there are, in whatever state
+    """
+
+    protocol = DoorProtocol
+
+    def __init__(
+        self,
+        context: DoorContext,
+        wrapped: IProtocolFactory,
+        clock: IReactorTime,
+        events: EventSink,
+        *,
+        handshake_timeout: float = 10.0,
+        listener: str = "",
+        next_id: Callable[[], str] | None = None,
+    ) -> None:
+        """
+        :param clock: for time-outs, usually the reactor
+        :param events: gets every verdict
+        :param handshake_timeout: seconds from the accepted connection to the verdict
+        :param listener: what events call the place clients connected to; the transport's own
+            address where empty
+        """
+        super().__init__(_EstablishedCreator(), False, wrapped, clock)
+        self.context = context
+        self.clock = clock
+        self.events = events
+        self.handshake_timeout = handshake_timeout
+        self.listener = listener
+        self.next_id = ConnectionIds() if next_id is None else next_id
+        self.live: set[DoorProtocol] = set()
+
+    def buildProtocol(self, addr: IAddress | None) -> DoorProtocol | None:  # type: ignore[override]
+        """A connection at the door, or None where the wrapped factory wants none."""
+        wrapped = cast("IProtocol | None", self.wrappedFactory.buildProtocol(addr))
+        return None if wrapped is None else self.protocol(self, wrapped)
+
+
+def identity_of(transport: object) -> Identity:
+    """
+    Who the verified client behind a transport is.
+
+    :param transport: what a protocol behind the door has as ``self.transport``, or what wraps it
+    :raises LookupError: there is no door in this connection
+    """
+    seen: object = transport
+    for _ in range(16):
+        if isinstance(seen, DoorProtocol):
+            if seen.identity is None:
+                break
+            return seen.identity
+        seen = getattr(seen, "transport", None)
+        if seen is None:
+            break
+    raise LookupError("this transport does not come through a DoorFactory")

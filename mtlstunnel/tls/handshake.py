@@ -1,0 +1,179 @@
+"""One handshake without a socket: ciphertext in, ciphertext out, and at the end an outcome."""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+from OpenSSL import SSL
+
+from mtlstunnel.events import TLSInfo
+from mtlstunnel.tls.context import DoorContext, alert_for
+from mtlstunnel.trust.identity import escape, escape_bytes
+from mtlstunnel.trust.reasons import Alert, Reason
+from mtlstunnel.trust.verdict import NO_CERTIFICATE, Accepted, Refused, Verdict
+
+_HANDSHAKE_RECORD = 0x16
+_ALERT_RECORD = 0x15
+_WIRE_CHUNK = 1 << 16
+
+
+class Progress(enum.Enum):
+    """How far a handshake is."""
+
+    SILENT = "silent"
+    """Not a byte of TLS has come."""
+    RUNNING = "running"
+    NOT_TLS = "not_tls"
+    """What came is something else, such as plain HTTP."""
+    REFUSED = "refused"
+    ACCEPTED = "accepted"
+
+
+def _openssl_says(error: SSL.Error) -> str:
+    if isinstance(error, SSL.SysCallError):
+        return "the connection ended in the middle of the handshake"
+    queue = error.args[0] if error.args else ()
+    return str(queue[-1][2]) if queue else "the connection ended in the middle of the handshake"
+
+
+_CLIENT_DISTRUSTS_US = ("alert unknown ca", "alert bad certificate", "alert certificate unknown")
+
+
+def _explain(said: str) -> Refused:
+    """A handshake that failed before or beside the verdict on a certificate."""
+    if said == "peer did not return a certificate":
+        return NO_CERTIFICATE
+    if any(text in said for text in _CLIENT_DISTRUSTS_US):
+        return Refused(
+            Reason.OTHER, f"the client does not trust the server's certificate ({escape(said)})"
+        )
+    if said in _MALFORMED:
+        return Refused(Reason.MALFORMED, f"the client's certificate cannot be read ({said})")
+    if said in _PROOF_FAILED:
+        return Refused(
+            Reason.BAD_SIGNATURE,
+            f"the client did not prove that it holds the key of its certificate ({said})",
+        )
+    return Refused(Reason.OTHER, f"the handshake failed: {escape(said)}")
+
+
+_MALFORMED = frozenset(
+    {
+        "asn1 lib",
+        "bad certificate",
+        "cert length mismatch",
+        "certificate length mismatch",
+        "unknown certificate type",
+        "unable to find public key parameters",
+        "wrong certificate type",
+    }
+)
+_PROOF_FAILED = frozenset({"bad signature", "digest check failed"})
+
+
+def _plain_alert(wire: bytes) -> int | None:
+    """The number of the fatal alert that ``wire`` ends with, where it is not encrypted."""
+    if len(wire) >= 7 and wire[-7] == _ALERT_RECORD and wire[-4:-2] == b"\x00\x02":
+        return wire[-1]
+    return None
+
+
+@attrs.define
+class Handshake:
+    """
+    The server's side of one handshake.
+
+    :ivar progress: how far it is
+    :ivar verdict: what was decided; also for handshakes that failed otherwise
+    :ivar alert: the alert the client was sent; None where none was, or its number is not known
+    """
+
+    context: DoorContext
+    connection: SSL.Connection = attrs.field(init=False)
+    progress: Progress = attrs.field(init=False, default=Progress.SILENT)
+    verdict: Verdict | None = attrs.field(init=False, default=None)
+    alert: int | None = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self.connection = self.context.connection()
+
+    def receive(self, data: bytes) -> bytes:
+        """
+        Take what the client sent and give what is to be sent to it, an alert included.  Nothing
+        more may be given once :attr:`progress` is ``NOT_TLS``, ``REFUSED`` or ``ACCEPTED``.
+        """
+        if self.progress is Progress.SILENT:
+            if data[0] != _HANDSHAKE_RECORD:
+                self.progress = Progress.NOT_TLS
+                return b""
+            self.progress = Progress.RUNNING
+        connection = self.connection
+        connection.bio_write(data)
+        try:
+            verdict = self.context.do_handshake(connection)
+        except SSL.WantReadError:
+            self.verdict = self.context.last_verdict or self.verdict
+            return self._outgoing()
+        except SSL.Error as error:
+            self.verdict = self.context.last_verdict or self.verdict
+            return self._refuse(error)
+        self.verdict = verdict or self.verdict
+        wire = self._outgoing()
+        # The backstop: without a verdict that says so, nobody comes in, whatever OpenSSL thinks.
+        if isinstance(self.verdict, Accepted):
+            self.progress = Progress.ACCEPTED
+        else:
+            self.progress = Progress.REFUSED
+            self.verdict = Refused(Reason.OTHER, "the handshake ended without a verdict")
+        return wire
+
+    def _refuse(self, error: SSL.Error) -> bytes:
+        self.progress = Progress.REFUSED
+        wire = self._outgoing()
+        if isinstance(self.verdict, Refused):
+            self.alert = alert_for(self.verdict.reason, self.context.alert)
+            return wire
+        said = _openssl_says(error)
+        self.verdict = _explain(said)
+        self.alert = _plain_alert(wire)
+        if self.alert is None and wire:
+            self.alert = {
+                Reason.NO_CERTIFICATE: Alert.CERTIFICATE_REQUIRED,
+                Reason.BAD_SIGNATURE: Alert.DECRYPT_ERROR,
+            }.get(self.verdict.reason)
+        return wire
+
+    def _outgoing(self) -> bytes:
+        parts = []
+        while True:
+            try:
+                part = self.connection.bio_read(_WIRE_CHUNK)
+            except SSL.WantReadError:
+                break
+            parts.append(part)
+            if len(part) < _WIRE_CHUNK:
+                break
+        return b"".join(parts)
+
+    def tls_info(self) -> TLSInfo:
+        """What was negotiated so far."""
+        connection = self.connection
+        cipher = connection.get_cipher_name()
+        sni = connection.get_servername()
+        return TLSInfo(
+            version=connection.get_protocol_version_name()
+            if self.progress is not Progress.SILENT
+            else None,
+            cipher=cipher,
+            group=_group(connection) if cipher is not None else None,
+            sni=None if sni is None else escape_bytes(sni),
+        )
+
+
+def _group(connection: SSL.Connection) -> str | None:
+    # NULL and the like come as exceptions from OpenSSL for suites without a key exchange group.
+    try:
+        return connection.get_group_name()
+    except (SSL.Error, NotImplementedError):
+        return None

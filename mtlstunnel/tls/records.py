@@ -1,0 +1,249 @@
+"""
+An established session as a byte machine: ciphertext in, plaintext out, and the other way.
+
+Two machines do the same: one over the calls in :mod:`mtlstunnel.tls.bindings` that need no bytes
+object for each read, and one over pyOpenSSL's public calls where those are missing.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Protocol
+
+from OpenSSL import SSL
+
+from mtlstunnel.tls import bindings
+
+BATCH = 256 * 1024
+"""At most so many bytes may be given to a machine at once."""
+
+_RECORD = 16384 + 2048
+_PLAIN_SIZE = BATCH + 2 * _RECORD
+# A record of 16 KiB grows by 22 bytes in TLS 1.3 and 29 in TLS 1.2; what a session wants to say of
+# its own (a KeyUpdate, an alert) comes with it.
+_WIRE_SIZE = _PLAIN_SIZE + _PLAIN_SIZE // 64 + _RECORD
+_EMPTY = memoryview(b"")
+
+
+class Inbound(enum.Enum):
+    """How the peer's direction of a session is."""
+
+    OPEN = "open"
+    ENDED = "close_notify"
+    """The peer sent close_notify (RFC 8446, 6.1)."""
+    BROKEN = "tls_error"
+    """What came is not a valid record of this session."""
+
+
+class Buffers:
+    """
+    Room that all sessions of one reactor share: what a machine returns is a view of it, good only
+    until the next call of any machine.
+
+    :ivar wire_in: for ciphertext or plaintext that is read from a socket
+    """
+
+    def __init__(self) -> None:
+        self.wire_in = bytearray(BATCH)
+        self.plain = bytearray(_PLAIN_SIZE)
+        self.wire_out = bytearray(_WIRE_SIZE)
+        self.wire_in_view = memoryview(self.wire_in)
+        self.plain_view = memoryview(self.plain)
+        self.wire_out_view = memoryview(self.wire_out)
+
+
+class RecordMachine(Protocol):
+    """
+    The two directions of an established session.
+
+    :ivar inbound: how the peer's direction is
+    :ivar fault: what was wrong where it is broken; empty else
+    :ivar grown: whether it holds more memory than an idle session needs
+    """
+
+    inbound: Inbound
+    fault: str
+    grown: bool
+
+    def decrypt(self, data: memoryview) -> memoryview:
+        """
+        Take up to :data:`BATCH` bytes of ciphertext and give the plaintext that is complete.  With
+        no bytes: the plaintext that is already there.
+        """
+
+    def encrypt(self, data: memoryview) -> memoryview:
+        """Take up to :data:`BATCH` and two records of plaintext and give its ciphertext."""
+
+    def own_output(self) -> memoryview:
+        """What the session wants to say of its own; to be asked after :meth:`decrypt`."""
+
+    def close_notify(self) -> memoryview:
+        """End our direction."""
+
+    def shrink(self) -> None:
+        """Give memory back, where nothing is in it; to be asked when the session is quiet."""
+
+
+class FastMachine:
+    """A session over memory as it is."""
+
+    __slots__ = (
+        "_buffers",
+        "_connection",
+        "_plain",
+        "_raw",
+        "_wire_out",
+        "fault",
+        "grown",
+        "inbound",
+    )
+
+    def __init__(self, connection: SSL.Connection, buffers: Buffers) -> None:
+        self.inbound = Inbound.OPEN
+        self.fault = ""
+        self.grown = False
+        self._connection = connection
+        self._raw = bindings.RawSession(connection)
+        self._buffers = buffers
+        self._plain = bindings.pointer(buffers.plain)
+        self._wire_out = bindings.pointer(buffers.wire_out)
+
+    def decrypt(self, data: memoryview) -> memoryview:
+        """See :meth:`RecordMachine.decrypt`."""
+        raw = self._raw
+        size = len(data)
+        if size:
+            bindings.bio_write(raw.wire_in, bindings.readable_pointer(data), size)
+            if size > _RECORD:
+                self.grown = True
+        ssl = raw.ssl
+        plain = self._plain
+        read = bindings.ssl_read
+        # SSL_get_error reads the thread's queue: what others left there is not ours.
+        bindings.clear_errors()
+        done = 0
+        while True:
+            got = read(ssl, plain + done, _PLAIN_SIZE - done)
+            if got <= 0:
+                break
+            done += got
+        code = bindings.ssl_error(ssl, got)
+        if code != bindings.ERROR_WANT_READ:
+            self._inbound_over(code)
+        return self._buffers.plain_view[:done]
+
+    def _inbound_over(self, code: int) -> None:
+        if code == bindings.ERROR_ZERO_RETURN:
+            self.inbound = Inbound.ENDED
+            return
+        self.inbound = Inbound.BROKEN
+        self.fault = bindings.take_error() or "unexpected end"
+
+    def encrypt(self, data: memoryview) -> memoryview:
+        """See :meth:`RecordMachine.encrypt`."""
+        raw = self._raw
+        size = len(data)
+        source = bindings.readable_pointer(data)
+        done = bindings.ssl_write(raw.ssl, source, size)
+        while 0 < done < size:
+            # A context that was not made here may still write one record at a time.
+            more = bindings.ssl_write(raw.ssl, source + done, size - done)
+            if more <= 0:
+                break
+            done += more
+        if size > _RECORD:
+            self.grown = True
+        if done < size:
+            self.inbound = Inbound.BROKEN
+            self.fault = bindings.take_error() or "cannot encrypt"
+        return self.own_output()
+
+    def own_output(self) -> memoryview:
+        """See :meth:`RecordMachine.own_output`."""
+        size = bindings.bio_read(self._raw.wire_out, self._wire_out, _WIRE_SIZE)
+        return self._buffers.wire_out_view[:size] if size > 0 else _EMPTY
+
+    def close_notify(self) -> memoryview:
+        """See :meth:`RecordMachine.close_notify`."""
+        return _say_goodbye(self._connection, self)
+
+    def shrink(self) -> None:
+        """See :meth:`RecordMachine.shrink`."""
+        self.grown = False
+        self._raw.renew_bios_if_empty()
+
+
+class PublicMachine:
+    """A session over pyOpenSSL's public calls."""
+
+    def __init__(self, connection: SSL.Connection, buffers: Buffers) -> None:
+        self.inbound = Inbound.OPEN
+        self.fault = ""
+        self.grown = False
+        self._connection = connection
+        self._buffers = buffers
+
+    def decrypt(self, data: memoryview) -> memoryview:
+        """See :meth:`RecordMachine.decrypt`."""
+        connection = self._connection
+        if len(data):
+            connection.bio_write(bytes(data))
+        view = self._buffers.plain_view
+        done = 0
+        try:
+            while True:
+                done += connection.recv_into(view[done : done + _RECORD])
+        except SSL.WantReadError:
+            pass
+        except SSL.ZeroReturnError:
+            self.inbound = Inbound.ENDED
+        except SSL.Error as error:
+            self._broken(error)
+        return view[:done]
+
+    def _broken(self, error: SSL.Error) -> None:
+        self.inbound = Inbound.BROKEN
+        queue = error.args[0] if error.args and isinstance(error.args[0], list) else ()
+        self.fault = str(queue[-1][2]) if queue else "unexpected end"
+
+    def encrypt(self, data: memoryview) -> memoryview:
+        """See :meth:`RecordMachine.encrypt`."""
+        try:
+            done = 0
+            while done < len(data):
+                done += self._connection.send(data[done:])
+        except SSL.Error as error:
+            self._broken(error)
+        return self.own_output()
+
+    def own_output(self) -> memoryview:
+        """See :meth:`RecordMachine.own_output`."""
+        try:
+            wire = self._connection.bio_read(_WIRE_SIZE)
+        except SSL.WantReadError:
+            return _EMPTY
+        self._buffers.wire_out_view[: len(wire)] = wire
+        return self._buffers.wire_out_view[: len(wire)]
+
+    def close_notify(self) -> memoryview:
+        """See :meth:`RecordMachine.close_notify`."""
+        return _say_goodbye(self._connection, self)
+
+    def shrink(self) -> None:
+        """Nothing that public calls could give back."""
+
+
+def _say_goodbye(connection: SSL.Connection, machine: RecordMachine) -> memoryview:
+    try:
+        connection.shutdown()
+    except SSL.Error:
+        # A session that broke sends no close_notify (RFC 8446, 6.2); its alert may be waiting.
+        pass
+    return machine.own_output()
+
+
+def open_machine(connection: SSL.Connection, buffers: Buffers) -> RecordMachine:
+    """The fastest machine that this pyOpenSSL allows for an established session."""
+    if bindings.HAS_RECORDS:
+        return FastMachine(connection, buffers)
+    return PublicMachine(connection, buffers)
