@@ -1,0 +1,201 @@
+"""
+The pump: takes what one lane brings, puts it through TLS where there is TLS, gives it to the other.
+
+Back-pressure is one rule: while a lane holds bytes, the other side is not read.  So at most one
+batch is held for each direction, whatever the peers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from mtlstunnel.relay.lanes import Lane
+from mtlstunnel.relay.session import Side
+from mtlstunnel.tls.records import BATCH, Inbound, RecordMachine
+
+
+class PumpOwner(Protocol):
+    """Whom a pump tells of everything that is not bytes."""
+
+    def side_ended(self, side: Side, how: str) -> None:
+        """A side has sent its last byte, and all of it was handed to the other's lane."""
+
+    def side_broken(self, side: Side) -> None:
+        """Nothing can be sent to a side any more."""
+
+    def side_lost(self, side: Side, how: str, detail: str | None) -> None:
+        """A side's connection or session failed."""
+
+    def side_delivered(self, side: Side) -> None:
+        """All that was held for a side is sent, and the end it was told, too."""
+
+    def side_gone(self, side: Side) -> None:
+        """A side's connection is closed as it was asked for."""
+
+
+class PumpSide:
+    """
+    One side: its lane, its TLS session where it has one, and how many bytes came from it.
+
+    :ivar received_bytes: plaintext that came from this side and was handed to the other's lane
+    """
+
+    __slots__ = (
+        "_discarding",
+        "_ending",
+        "_finished",
+        "_machine",
+        "_on_bytes",
+        "_owner",
+        "lane",
+        "other",
+        "received_bytes",
+        "side",
+    )
+
+    other: PumpSide
+
+    def __init__(
+        self,
+        side: Side,
+        lane: Lane,
+        owner: PumpOwner,
+        machine: RecordMachine | None,
+        on_bytes: Callable[[RecordMachine], None],
+    ) -> None:
+        """
+        :param on_bytes: called with a machine that has grown, for whoever gives memory back
+        """
+        self.side = side
+        self.lane = lane
+        lane.owner = self
+        self.received_bytes = 0
+        self._machine = machine
+        self._owner = owner
+        self._on_bytes = on_bytes
+        self._discarding = False
+        self._finished = False
+        self._ending = False
+
+    def start(self) -> None:
+        """Read from this side, beginning with what its session has already got."""
+        self.lane.start()
+        if self._machine is not None and not self._finished:
+            self._decrypt(self._machine, _NOTHING)
+
+    # From the lane ----------------------------------------------------------------------------
+
+    def received(self, data: memoryview) -> None:
+        """See :class:`~mtlstunnel.relay.lanes.LaneOwner`."""
+        if self._discarding:
+            return
+        machine = self._machine
+        while len(data) > BATCH:
+            self._carry(machine, data[:BATCH])
+            data = data[BATCH:]
+        self._carry(machine, data)
+
+    def _carry(self, machine: RecordMachine | None, data: memoryview) -> None:
+        if self._finished:
+            return
+        if machine is not None:
+            self._decrypt(machine, data)
+            return
+        self.received_bytes += len(data)
+        self.other.deliver(data)
+
+    def _decrypt(self, machine: RecordMachine, data: memoryview) -> None:
+        plain = machine.decrypt(data)
+        size = len(plain)
+        if size:
+            self.received_bytes += size
+            self.other.deliver(plain)
+        own = machine.own_output()
+        if own and not self.lane.send(own) and self.lane.held > BATCH:
+            # It asks us to answer and does not read the answers.
+            self.lane.pause()
+        if machine.grown:
+            self._on_bytes(machine)
+        if machine.inbound is not Inbound.OPEN:
+            self._session_over(machine)
+
+    def _session_over(self, machine: RecordMachine) -> None:
+        if self._finished:
+            return
+        self._finished = True
+        self.lane.pause()
+        if machine.inbound is Inbound.ENDED:
+            self._owner.side_ended(self.side, machine.inbound.value)
+        else:
+            self._owner.side_lost(self.side, machine.inbound.value, machine.fault)
+            self.lane.close()
+
+    def ended(self) -> None:
+        """See :class:`~mtlstunnel.relay.lanes.LaneOwner`."""
+        if not self._finished:
+            self._finished = True
+            self._owner.side_ended(self.side, "fin")
+
+    def broken(self) -> None:
+        """See :class:`~mtlstunnel.relay.lanes.LaneOwner`."""
+        self._owner.side_broken(self.side)
+
+    def lost(self, how: str) -> None:
+        """See :class:`~mtlstunnel.relay.lanes.LaneOwner`."""
+        self._finished = True
+        self._owner.side_lost(self.side, how, None)
+
+    def drained(self) -> None:
+        """See :class:`~mtlstunnel.relay.lanes.LaneOwner`."""
+        if self._ending:
+            self._owner.side_delivered(self.side)
+            return
+        self.other.read_on()
+        self.read_on()
+
+    def read_on(self) -> None:
+        """Read again, if there is anything to be read for."""
+        if not self._finished:
+            self.lane.resume()
+
+    def gone(self) -> None:
+        """See :class:`~mtlstunnel.relay.lanes.LaneOwner`."""
+        self._finished = True
+        self._owner.side_gone(self.side)
+
+    # To the lane ------------------------------------------------------------------------------
+
+    def deliver(self, plain: memoryview) -> None:
+        """Send plaintext to this side."""
+        machine = self._machine
+        wire = plain
+        if machine is not None:
+            wire = machine.encrypt(plain)
+            if machine.grown:
+                self._on_bytes(machine)
+        if not self.lane.send(wire):
+            self.other.lane.pause()
+
+    def end(self) -> None:
+        """Tell this side that no more will come: close_notify where there is TLS, then FIN."""
+        self._ending = True
+        if self._machine is not None:
+            goodbye = self._machine.close_notify()
+            if goodbye:
+                self.lane.send(goodbye)
+        self.lane.end()
+
+    def stop_reading(self) -> None:
+        """Take nothing more from this side."""
+        self._finished = True
+        self.lane.pause()
+
+    def discard(self) -> None:
+        """Read this side to its end and drop what comes."""
+        self._finished = False
+        self._discarding = True
+        self.lane.resume()
+
+
+_NOTHING = memoryview(b"")

@@ -1,0 +1,369 @@
+"""
+The life of one tunnel after the verdict, without a socket: events in, commands out.
+
+What holds, whatever the order of things:
+
+- What one side sent before it ended in order reaches the other before that is told of the end.
+- The client gets close_notify if, and only if, the upstream ended in order.
+- A side that was reset, or ended in an error, makes the other be reset: truncation shows.
+- Nobody is waited for longer than a named time-out: ``connect`` for the upstream, ``half_close``
+  without a byte once a side has ended.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+
+from mtlstunnel.settings import TimeLimits
+
+
+class Side(enum.Enum):
+    """The two ends of a tunnel."""
+
+    CLIENT = "client"
+    UPSTREAM = "upstream"
+
+    @property
+    def other(self) -> Side:
+        """The one opposite."""
+        return Side.UPSTREAM if self is Side.CLIENT else Side.CLIENT
+
+
+class State(enum.Enum):
+    """Where a tunnel is in its life."""
+
+    NEW = "new"
+    DIALLING = "dialling"
+    RELAYING = "relaying"
+    CLIENT_ENDED = "client_ended"
+    UPSTREAM_ENDED = "upstream_ended"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+# Commands -------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Dial:
+    """Connect to the upstream."""
+
+
+@attrs.frozen
+class HangUp:
+    """Stop dialling the upstream."""
+
+
+@attrs.frozen
+class Relay:
+    """Carry bytes both ways from now on."""
+
+
+@attrs.frozen
+class End:
+    """When all that is held for this side is sent, end its direction: close_notify, then FIN."""
+
+    side: Side
+
+
+@attrs.frozen
+class Discard:
+    """Read this side to its end, but carry nothing of it any more."""
+
+    side: Side
+
+
+@attrs.frozen
+class StopReading:
+    """Take nothing more from this side: there is nobody to give it to."""
+
+    side: Side
+
+
+@attrs.frozen
+class Close:
+    """Close this side's connection in order: there is nothing left to say on it."""
+
+    side: Side
+
+
+@attrs.frozen
+class Reset:
+    """When all that is held for this side is sent, reset its connection."""
+
+    side: Side
+
+
+@attrs.frozen
+class Abort:
+    """Reset this side's connection now."""
+
+    side: Side
+
+
+@attrs.frozen
+class Arm:
+    """Start the tunnel's one timer anew; :meth:`TunnelSession.timed_out` when it runs out."""
+
+    seconds: float
+
+
+@attrs.frozen
+class Disarm:
+    """Stop the timer."""
+
+
+@attrs.frozen
+class Finish:
+    """Both connections are gone: tell of the end."""
+
+
+Command = (
+    Dial
+    | HangUp
+    | Relay
+    | End
+    | Discard
+    | StopReading
+    | Close
+    | Reset
+    | Abort
+    | Arm
+    | Disarm
+    | Finish
+)
+Commands = list[Command]
+
+
+@attrs.define
+class _SideState:
+    end: str | None = None
+    """How it ended sending; None while it has not."""
+    orderly: bool = False
+    told: bool = False
+    """It was told the other side's end."""
+    delivered: bool = False
+    """All that was held for it is sent, the end included."""
+    broken: bool = False
+    """Nothing can be sent to it any more."""
+    leaving: bool = False
+    """It was commanded to close or reset."""
+    gone: bool = False
+
+
+@attrs.define
+class TunnelSession:
+    """
+    One verified client and its upstream.
+
+    :ivar state: where it is
+    :ivar detail: why it ended, where the two ends do not say it themselves
+    """
+
+    limits: TimeLimits
+    state: State = attrs.field(init=False, default=State.NEW)
+    detail: str | None = attrs.field(init=False, default=None)
+    _client: _SideState = attrs.field(init=False, factory=_SideState)
+    _upstream: _SideState = attrs.field(init=False, factory=_SideState)
+    _lingering: bool = attrs.field(init=False, default=False)
+    """One side is gone in order; the other is served to its end."""
+
+    def _of(self, side: Side) -> _SideState:
+        return self._client if side is Side.CLIENT else self._upstream
+
+    def end_of(self, side: Side) -> str:
+        """The word for how a side ended, for the event."""
+        return self._of(side).end or "open"
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is over."""
+        return self.state is State.CLOSED
+
+    # Dialling ---------------------------------------------------------------------------------
+
+    def start(self) -> Commands:
+        """The client has been let in."""
+        if self.state is not State.NEW:
+            return []
+        self.state = State.DIALLING
+        return [Arm(self.limits.connect), Dial()]
+
+    def upstream_ready(self) -> Commands:
+        """The upstream is connected, and may be written to."""
+        if self.state is not State.DIALLING:
+            return [Abort(Side.UPSTREAM)]
+        self.state = State.RELAYING
+        return [Disarm(), Relay()]
+
+    def upstream_failed(self, how: str, detail: str) -> Commands:
+        """The upstream cannot be had."""
+        if self.state is not State.DIALLING:
+            return []
+        self._upstream.end, self._upstream.gone = how, True
+        self.detail = detail
+        return self._leave_by_reset(Side.CLIENT)
+
+    # Relaying ---------------------------------------------------------------------------------
+
+    def ended(self, side: Side, how: str) -> Commands:
+        """A side has sent its last byte, in order, and all of it was handed to the other's lane."""
+        this, other = self._of(side), self._of(side.other)
+        if self.state in _NOT_RELAYING or this.end is not None:
+            return []
+        this.end, this.orderly = how, True
+        if self._lingering or this.leaving:
+            return self._close_what_is_done()
+        if other.broken:
+            # It cannot be told.  Its own end is about to be read, and decides.
+            return [Arm(self.limits.half_close)]
+        other.told = True
+        if other.end is not None:
+            self.state = State.CLOSING
+        else:
+            self.state = _HALF_CLOSED[side]
+        commands: Commands = [End(side.other), Arm(self.limits.half_close)]
+        return commands + self._linger(side.other) if this.broken else commands
+
+    def delivered(self, side: Side) -> Commands:
+        """All that was held for a side is sent, and so is the end it was told."""
+        self._of(side).delivered = True
+        return self._close_what_is_done()
+
+    def broken(self, side: Side) -> Commands:
+        """
+        Nothing can be sent to a side any more.  What it sent before may still be there to read, so
+        its own end decides: :meth:`ended` or :meth:`lost` will follow.
+        """
+        this, other = self._of(side), self._of(side.other)
+        if self.state in _NOT_RELAYING or this.broken or this.gone or this.leaving:
+            return []
+        this.broken = True
+        if this.end is None:
+            return [StopReading(side.other)]
+        if other.told and not self._lingering:
+            return self._linger(side.other)
+        return [*self._leave(side), *self._leave_by_reset(side.other)]
+
+    def lost(self, side: Side, how: str, detail: str | None = None) -> Commands:
+        """A side's connection has failed: what it had not sent yet will never come."""
+        this, other = self._of(side), self._of(side.other)
+        if self.closed or this.gone:
+            return []
+        this.gone = True
+        self.detail = self.detail or detail
+        this.end = this.end or how
+        if self.state is State.DIALLING:
+            other.end, other.gone = "not_connected", True
+            return [HangUp(), *self._finish_if_gone()]
+        if other.gone or other.leaving:
+            return self._finish_if_gone()
+        if this.orderly and other.told:
+            return self._linger(side.other)
+        return self._leave_by_reset(side.other)
+
+    # Closing ----------------------------------------------------------------------------------
+
+    def _linger(self, side: Side) -> Commands:
+        """Serve ``side`` to the end of what is held for it, and let it hang up by itself."""
+        self._lingering = True
+        self.state = State.CLOSING
+        commands: Commands = [Arm(self.limits.half_close)]
+        if self._of(side).end is None:
+            commands.append(Discard(side))
+        return [*commands, *self._leave(side.other), *self._close_what_is_done()]
+
+    def _close_what_is_done(self) -> Commands:
+        """Close in order whoever has said all and was told all, if the other has, too."""
+        both = self._client.delivered and self._upstream.delivered
+        commands: Commands = []
+        for side in Side:
+            one = self._of(side)
+            done = one.end is not None and one.delivered
+            if done and (both or self._lingering) and not (one.gone or one.leaving):
+                one.leaving = True
+                commands.append(Close(side))
+        return commands
+
+    def _leave(self, side: Side) -> Commands:
+        one = self._of(side)
+        if one.gone or one.leaving:
+            return []
+        one.leaving = True
+        return [Abort(side)]
+
+    def _leave_by_reset(self, side: Side) -> Commands:
+        self.state = State.CLOSING
+        one = self._of(side)
+        if one.gone or one.leaving:
+            return []
+        one.leaving = True
+        one.end = one.end or "aborted"
+        return [Reset(side), Arm(self.limits.half_close)]
+
+    def gone(self, side: Side) -> Commands:
+        """A side's connection is closed: as it was commanded, or, while dialling, by itself."""
+        if self.state is State.DIALLING and side is Side.CLIENT:
+            return self.lost(side, "fin")
+        self._of(side).gone = True
+        return self._finish_if_gone()
+
+    def _finish_if_gone(self) -> Commands:
+        if self.closed or not (self._client.gone and self._upstream.gone):
+            return []
+        self.state = State.CLOSED
+        return [Disarm(), Finish()]
+
+    def timed_out(self, *, progress: bool) -> Commands:
+        """
+        The timer ran out.
+
+        :param progress: whether a byte was carried since it was armed
+        """
+        if self.closed:
+            return []
+        if self.state is State.DIALLING:
+            self._upstream.end, self._upstream.gone = "timeout", True
+            self.detail = f"not connected within {self.limits.connect:g} s"
+            return [HangUp(), *self._leave_by_reset(Side.CLIENT)]
+        if progress:
+            return [Arm(self.limits.half_close)]
+        self.state = State.CLOSING
+        self.detail = self.detail or (
+            f"no byte for {self.limits.half_close:g} s after one side had ended"
+        )
+        commands: Commands = [Arm(self.limits.half_close)]
+        for side in Side:
+            one = self._of(side)
+            if one.gone:
+                continue
+            one.end = one.end or "timeout"
+            # Where all was said to it and it only does not hang up, closing is in order.
+            in_order = one.told and one.delivered and not one.leaving
+            one.leaving = True
+            commands.append(Close(side) if in_order else Abort(side))
+        return commands
+
+    def stop(self) -> Commands:
+        """The service ends: everything goes at once."""
+        if self.state in (State.NEW, State.CLOSED):
+            return []
+        commands: Commands = []
+        if self.state is State.DIALLING:
+            self._upstream.end, self._upstream.gone = "not_connected", True
+            commands.append(HangUp())
+        self.state = State.CLOSING
+        self.detail = self.detail or "the service was stopped"
+        for side in Side:
+            one = self._of(side)
+            if not one.gone:
+                one.end = one.end or "stopped"
+                one.leaving = True
+                commands.append(Abort(side))
+        return commands
+
+
+_NOT_RELAYING = frozenset({State.NEW, State.DIALLING, State.CLOSED})
+_HALF_CLOSED = {Side.CLIENT: State.CLIENT_ENDED, Side.UPSTREAM: State.UPSTREAM_ENDED}

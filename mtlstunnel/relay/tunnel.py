@@ -1,0 +1,280 @@
+"""One tunnel: does what its session commands, with the pump, the lanes and the upstream."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import attrs
+from twisted.internet.interfaces import IAddress, IDelayedCall
+from twisted.internet.protocol import Factory, Protocol
+from zope.interface import implementer
+
+from mtlstunnel.events import Closed, EventSink
+from mtlstunnel.relay.lanes import SocketLane, TransportLane, make_lane
+from mtlstunnel.relay.pump import PumpSide
+from mtlstunnel.relay.session import (
+    Abort,
+    Arm,
+    Close,
+    Commands,
+    Dial,
+    Disarm,
+    Discard,
+    End,
+    Finish,
+    HangUp,
+    Relay,
+    Reset,
+    Side,
+    StopReading,
+    TunnelSession,
+)
+from mtlstunnel.relay.upstream import Attempt, Upstream, UpstreamFactory, UpstreamProtocol
+from mtlstunnel.settings import TimeLimits
+from mtlstunnel.tls.door import EstablishedSession, ISessionTaker
+from mtlstunnel.tls.records import Buffers, RecordMachine, open_machine
+
+SHRINK_SECONDS = 2.0
+"""How long a session is quiet before it gives back the memory that a batch made it take."""
+
+
+class Shrinker:
+    """
+    Gives back the memory of sessions that have gone quiet: one timer for all of them.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._busy: set[RecordMachine] = set()
+        self._quiet: set[RecordMachine] = set()
+        self._timer: IDelayedCall | None = None
+
+    def noticed(self, machine: RecordMachine) -> None:
+        """A session has grown, or was busy again."""
+        machine.grown = False
+        self._busy.add(machine)
+        if self._timer is None:
+            self._timer = self._reactor.callLater(SHRINK_SECONDS, self._look)
+
+    def forget(self, machine: RecordMachine) -> None:
+        """A session is over."""
+        self._busy.discard(machine)
+        self._quiet.discard(machine)
+
+    def _look(self) -> None:
+        self._timer = None
+        for machine in self._quiet - self._busy:
+            machine.shrink()
+        self._quiet, self._busy = self._busy, set()
+        if self._quiet:
+            self._timer = self._reactor.callLater(SHRINK_SECONDS, self._look)
+
+    def stop(self) -> None:
+        """The service ends."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+@implementer(ISessionTaker)
+class Tunnel(Protocol):
+    """
+    One verified client and its upstream.
+    """
+
+    factory: TunnelFactory
+    _established: EstablishedSession
+    _machine: RecordMachine
+    _client_lane: SocketLane | TransportLane
+    _client: PumpSide | None = None
+    _upstream: PumpSide | None = None
+    _upstream_protocol: UpstreamProtocol | None = None
+    _attempt: Attempt | None = None
+    _timer: IDelayedCall | None = None
+    _moved = 0
+
+    def take_session(self, session: EstablishedSession) -> None:
+        """The client was let in: dial for it."""
+        factory = self.factory
+        self._started = factory.reactor.seconds()
+        self._established = session
+        self._session = TunnelSession(factory.limits)
+        self._machine = open_machine(session.connection, factory.buffers)
+        lane = make_lane(
+            factory.reactor, session.transport, factory.buffers.wire_in, flushed=session.flushed
+        )
+        self._client_lane = lane
+        session.receiver = lane
+        self._client = PumpSide(Side.CLIENT, lane, self, self._machine, factory.shrinker.noticed)
+        factory.live.add(self)
+        self._do(self._session.start())
+
+    def stop(self) -> None:
+        """Cut everything off."""
+        self._do(self._session.stop())
+
+    # What the session commands ----------------------------------------------------------------
+
+    def _do(self, commands: Commands) -> None:
+        for command in commands:
+            match command:
+                case Dial():
+                    self._dial()
+                case HangUp():
+                    self._hang_up()
+                case Relay():
+                    self._relay()
+                case Arm(seconds):
+                    self._arm(seconds)
+                case Disarm():
+                    self._disarm()
+                case Finish():
+                    self._finish()
+                case End(side):
+                    self._side(side).end()
+                case Discard(side):
+                    self._side(side).discard()
+                case StopReading(side):
+                    self._side(side).stop_reading()
+                case Close(side):
+                    self._side(side).lane.close()
+                case Reset(side):
+                    self._side(side).lane.reset()
+                case Abort(side):
+                    self._side(side).lane.abort()
+
+    def _side(self, side: Side) -> PumpSide:
+        return cast("PumpSide", self._client if side is Side.CLIENT else self._upstream)
+
+    def _dial(self) -> None:
+        attempt = self.factory.upstream.dial(UpstreamFactory(self))
+        # Where it has failed or succeeded at once there is nothing to hang up.
+        if self._upstream_protocol is None and not self._session.closed:
+            self._attempt = attempt
+
+    def _hang_up(self) -> None:
+        if self._attempt is not None:
+            attempt, self._attempt = self._attempt, None
+            attempt.cancel()
+
+    def upstream_connected(self, upstream: UpstreamProtocol) -> None:
+        """See :class:`~mtlstunnel.relay.upstream.Dialler`."""
+        self._attempt = None
+        self._upstream_protocol = upstream
+        transport = cast("Any", upstream.transport)
+        lane = make_lane(
+            self.factory.reactor, transport, self.factory.buffers.wire_in, flushed=True
+        )
+        upstream.receiver = lane
+        self._upstream = PumpSide(Side.UPSTREAM, lane, self, None, self.factory.shrinker.noticed)
+        self._do(self._session.upstream_ready())
+
+    def upstream_unreachable(self, how: str, detail: str) -> None:
+        """See :class:`~mtlstunnel.relay.upstream.Dialler`."""
+        self._attempt = None
+        self._do(self._session.upstream_failed(how, detail))
+
+    def _relay(self) -> None:
+        client, upstream = self._side(Side.CLIENT), self._side(Side.UPSTREAM)
+        client.other, upstream.other = upstream, client
+        upstream.start()
+        client.start()
+
+    # What the pump tells ----------------------------------------------------------------------
+
+    def side_ended(self, side: Side, how: str) -> None:
+        """See :class:`~mtlstunnel.relay.pump.PumpOwner`."""
+        self._do(self._session.ended(side, how))
+
+    def side_broken(self, side: Side) -> None:
+        """See :class:`~mtlstunnel.relay.pump.PumpOwner`."""
+        self._do(self._session.broken(side))
+
+    def side_lost(self, side: Side, how: str, detail: str | None) -> None:
+        """See :class:`~mtlstunnel.relay.pump.PumpOwner`."""
+        self._do(self._session.lost(side, how, detail))
+
+    def side_delivered(self, side: Side) -> None:
+        """See :class:`~mtlstunnel.relay.pump.PumpOwner`."""
+        self._do(self._session.delivered(side))
+
+    def side_gone(self, side: Side) -> None:
+        """See :class:`~mtlstunnel.relay.pump.PumpOwner`."""
+        self._do(self._session.gone(side))
+
+    # Time -------------------------------------------------------------------------------------
+
+    def _carried(self) -> int:
+        sides = [side for side in (self._client, self._upstream) if side is not None]
+        return sum(side.lane.moved for side in sides)
+
+    def _arm(self, seconds: float) -> None:
+        self._disarm()
+        self._moved = self._carried()
+        self._timer = self.factory.reactor.callLater(seconds, self._timed_out)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _timed_out(self) -> None:
+        self._timer = None
+        self._do(self._session.timed_out(progress=self._carried() != self._moved))
+
+    # The end ----------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        factory = self.factory
+        factory.live.discard(self)
+        factory.shrinker.forget(self._machine)
+        factory.events(
+            Closed(
+                connection=self._established.info,
+                upstream=factory.upstream_name,
+                bytes_in=0 if self._client is None else self._client.received_bytes,
+                bytes_out=0 if self._upstream is None else self._upstream.received_bytes,
+                client_end=self._session.end_of(Side.CLIENT),
+                upstream_end=self._session.end_of(Side.UPSTREAM),
+                detail=self._session.detail,
+                duration=round(factory.reactor.seconds() - self._started, 6),
+            )
+        )
+
+
+@attrs.define(eq=False, slots=False)
+class TunnelFactory(Factory[Tunnel]):
+    """
+    Makes tunnels to one upstream; goes behind a :class:`~mtlstunnel.tls.door.DoorFactory`.
+
+    :ivar reactor: dials, carries and keeps time
+    :ivar upstream_name: what events call the upstream
+    :ivar events: gets the end of every tunnel
+    :ivar live: the tunnels there are
+    """
+
+    reactor: Any
+    upstream: Upstream
+    upstream_name: str
+    limits: TimeLimits
+    events: EventSink
+    buffers: Buffers = attrs.Factory(Buffers)
+    shrinker: Shrinker = attrs.field(init=False)
+    live: set[Tunnel] = attrs.field(init=False, factory=set)
+
+    noisy = False
+
+    def __attrs_post_init__(self) -> None:
+        self.shrinker = Shrinker(self.reactor)
+
+    def buildProtocol(self, addr: IAddress | None) -> Tunnel:
+        """A tunnel that waits for its verdict."""
+        tunnel = Tunnel()
+        tunnel.factory = self
+        return tunnel
+
+    def stop(self) -> None:
+        """Cut off every tunnel there is."""
+        for tunnel in list(self.live):
+            tunnel.stop()
+        self.shrinker.stop()

@@ -1,0 +1,199 @@
+"""The way to the upstream: dialling it, and the words for how that fails."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast
+
+import attrs
+from twisted.internet import error
+from twisted.internet.endpoints import HostnameEndpoint, clientFromString
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IHandshakeListener,
+    IReactorTCP,
+    IStreamClientEndpoint,
+)
+from twisted.protocols.portforward import ProxyClient, ProxyClientFactory
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from mtlstunnel.errors import SettingsError
+from mtlstunnel.settings import Address, Place
+from mtlstunnel.tls.door import RawReceiver
+from mtlstunnel.trust.identity import escape
+
+
+class Dialler(Protocol):
+    """Whoever waits for an upstream."""
+
+    def upstream_connected(self, upstream: UpstreamProtocol) -> None:
+        """It is connected, its reading is paused, and its TLS, where it has one, is verified."""
+
+    def upstream_unreachable(self, how: str, detail: str) -> None:
+        """It cannot be had."""
+
+
+@implementer(IHalfCloseableProtocol, IHandshakeListener)
+class UpstreamProtocol(ProxyClient):
+    """
+    The upstream's end: pauses at once, and hands what comes to whoever carries the bytes.
+
+    :ivar receiver: who gets what comes through the transport
+    """
+
+    noisy = False
+    receiver: RawReceiver
+    _ready = False
+
+    def connectionMade(self) -> None:
+        """TCP is connected; a TLS upstream has its handshake still to come."""
+        if not isinstance(self.transport, TLSMemoryBIOProtocol):
+            self._be_ready()
+
+    def handshakeCompleted(self) -> None:
+        """The TLS upstream is there; where its certificate is not good, it is being aborted."""
+        if not cast("TLSMemoryBIOProtocol", self.transport).disconnecting:
+            self._be_ready()
+
+    def _be_ready(self) -> None:
+        self._ready = True
+        transport = cast("Any", self.transport)
+        transport.pauseProducing()
+        if hasattr(transport, "setTcpNoDelay"):
+            transport.setTcpNoDelay(True)
+        cast("UpstreamFactory", self.factory).dialler.upstream_connected(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes from the upstream."""
+        self.receiver.raw_received(data)
+
+    def readConnectionLost(self) -> None:
+        """FIN from the upstream."""
+        self.receiver.raw_ended()
+
+    def writeConnectionLost(self) -> None:
+        """Our own FIN is out."""
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        """The upstream's transport is gone."""
+        if self._ready:
+            self.receiver.raw_lost(reason)
+        else:
+            cast("UpstreamFactory", self.factory).clientConnectionFailed(None, reason)
+
+
+class UpstreamFactory(ProxyClientFactory):
+    """Makes the upstream's end of one tunnel."""
+
+    protocol = UpstreamProtocol
+    noisy = False
+
+    def __init__(self, dialler: Dialler) -> None:
+        self.dialler = dialler
+
+    def buildProtocol(self, addr: object) -> UpstreamProtocol:
+        """The upstream's end."""
+        protocol = UpstreamProtocol()
+        protocol.factory = self
+        return protocol
+
+    def clientConnectionFailed(self, connector: object, reason: Failure) -> None:
+        """The upstream cannot be had."""
+        self.dialler.upstream_unreachable(*explain_failure(reason))
+
+
+_FAILURES: tuple[tuple[type[Exception], str], ...] = (
+    (error.ConnectionRefusedError, "refused"),
+    (error.TCPTimedOutError, "timeout"),
+    (error.TimeoutError, "timeout"),
+    (error.NoRouteError, "unreachable"),
+    (error.DNSLookupError, "unknown_host"),
+    (error.UnknownHostError, "unknown_host"),
+    (error.UserError, "not_connected"),
+    (error.ConnectionDone, "closed"),
+    (error.ConnectionLost, "reset"),
+)
+
+
+def explain_failure(reason: Failure) -> tuple[str, str]:
+    """
+    The word and the sentence for an upstream that cannot be had.
+    """
+    for kind, word in _FAILURES:
+        if reason.check(kind):
+            return word, escape(str(reason.value))
+    value = reason.value
+    name = type(value).__name__
+    if name in ("VerificationError", "CertificateError") or "SSL" in type(value).__module__:
+        said = escape(str(value) or name)
+        return "tls_error", f"the upstream's TLS is not to be trusted: {said}"
+    return "failed", escape(f"{name}: {value}")
+
+
+class Upstream(Protocol):
+    """A place that can be dialled again and again."""
+
+    def dial(self, factory: UpstreamFactory) -> Attempt:
+        """Begin to connect; the factory's dialler is told how it went."""
+
+
+class Attempt(Protocol):
+    """A connection that is being made."""
+
+    def cancel(self) -> None:
+        """Give up; the dialler may still be told of the failure."""
+
+
+@attrs.frozen
+class _Connecting:
+    connector: Any
+
+    def cancel(self) -> None:
+        self.connector.disconnect()
+
+
+@attrs.frozen
+class TCPUpstream:
+    """An IP address and a port: connected without a look-up and without a Deferred."""
+
+    reactor: Any
+    host: str
+    port: int
+
+    def dial(self, factory: UpstreamFactory) -> Attempt:
+        """See :class:`Upstream`."""
+        # The tunnel has its own time-out, over the TLS of an upstream, too.
+        return _Connecting(self.reactor.connectTCP(self.host, self.port, factory, timeout=None))
+
+
+@attrs.frozen
+class EndpointUpstream:
+    """Any Twisted client endpoint."""
+
+    endpoint: IStreamClientEndpoint
+
+    def dial(self, factory: UpstreamFactory) -> Attempt:
+        """See :class:`Upstream`."""
+        connecting = self.endpoint.connect(factory)
+        connecting.addErrback(lambda reason: factory.clientConnectionFailed(None, reason))
+        return connecting
+
+
+def make_upstream(reactor: Any, place: Place) -> Upstream:
+    """
+    What dials a place.
+
+    :raises SettingsError: Twisted does not understand the endpoint string
+    """
+    if isinstance(place, Address):
+        if place.is_ip and IReactorTCP.providedBy(reactor):
+            return TCPUpstream(reactor, place.host, place.port)
+        return EndpointUpstream(HostnameEndpoint(reactor, place.host, place.port))
+    try:
+        return EndpointUpstream(clientFromString(reactor, place.text))
+    except (ValueError, TypeError, LookupError, OSError) as fault:
+        raise SettingsError(
+            f"--upstream {place.text!r}: Twisted does not understand this endpoint ({fault}); "
+            "give 5432, 127.0.0.1:5432, unix:/path or tls:HOST:PORT"
+        ) from None
