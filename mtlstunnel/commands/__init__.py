@@ -1,0 +1,1 @@
+"""The faces: one module for each twistd plugin, and what twistd needs to find it."""

@@ -1,0 +1,232 @@
+"""``twistd mtlstunnel``: its options, and the service they make."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import attrs
+from twisted.application.service import IService, MultiService, Service
+from twisted.internet.interfaces import (
+    IStreamClientEndpointStringParserWithReactor,
+    IStreamServerEndpointStringParser,
+)
+from twisted.plugin import getPlugins
+from twisted.python import usage
+
+from mtlstunnel.errors import ListenError, MtlstunnelError, SettingsError, person_lines
+from mtlstunnel.service.audit import standard_audit_log
+from mtlstunnel.service.demo import DEMO_DIRECTORY, DEMO_PORT, Demo
+from mtlstunnel.service.tunnel_service import TunnelService
+from mtlstunnel.settings import (
+    CLIENT_PREFIXES,
+    SERVER_PREFIXES,
+    Address,
+    AlertPolicy,
+    TimeLimits,
+    TLSVersion,
+    TunnelSettings,
+    parse_listen,
+    parse_upstream,
+    seconds,
+)
+
+_Choice = TypeVar("_Choice", TLSVersion, AlertPolicy)
+
+
+def fail(error: MtlstunnelError) -> NoReturn:
+    """Tell a person what is wrong and end the process with status 1."""
+    sys.stderr.write(person_lines(error))
+    sys.stderr.flush()
+    raise SystemExit(1)
+
+
+def _choice(option: str, kind: type[_Choice], text: str) -> _Choice:
+    try:
+        return kind(text)
+    except ValueError:
+        choices = " or ".join(one.value for one in kind)
+        raise SettingsError(f"{option} {text}: give {choices}") from None
+
+
+def _prefixes(interface: Any, built_in: frozenset[str]) -> frozenset[str]:
+    return built_in | {parser.prefix for parser in getPlugins(interface)}
+
+
+class Options(usage.Options):
+    """What ``twistd mtlstunnel`` may be told."""
+
+    synopsis = "[options] --cas cas.pem --upstream 127.0.0.1:5432"
+    longdesc = (
+        "Terminates TLS, lets in only clients whose certificate is signed by a CA in the bundle, "
+        "and carries their bytes to a plaintext service."
+    )
+    optParameters: list[list[Any]] = [
+        ["upstream", "u", None, "port, HOST:PORT or Twisted client endpoint [default: 80]"],
+        ["cert", None, None, "server's PEM chain [default: self-made for --domain]"],
+        ["key", None, None, "its private key, if not in the same file"],
+        ["state-dir", None, None, "where a self-made certificate is kept"],
+        ["min-version", None, "1.2", "lowest TLS version: 1.2 or 1.3"],
+        ["max-version", None, "1.3", "highest TLS version"],
+        ["alert", None, "bad_certificate", "answer to a refused certificate, or: specific"],
+        ["handshake-timeout", None, "10", "seconds to the verdict"],
+        ["connect-timeout", None, "10", "seconds to reach the upstream"],
+        ["half-close-timeout", None, "60", "seconds without a byte after one side has ended"],
+    ]
+    optFlags: list[list[Any]] = [
+        ["demo", None, "make throw-away certificates and an upstream, and show what to try"],
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ports: list[str] = []
+        self.cas: list[Path] = []
+        self.domains: list[str] = []
+
+    def opt_port(self, value: str) -> None:
+        """port, HOST:PORT or Twisted server endpoint; repeatable [default: 443]"""
+        self.ports.append(value)
+
+    opt_p = opt_port
+
+    def opt_cas(self, value: str) -> None:
+        """PEM file or directory with the CAs whose clients may come in; repeatable"""
+        self.cas.append(Path(value))
+
+    opt_c = opt_cas
+
+    def opt_mutual_tls_cas(self, value: str) -> None:
+        """the same as --cas"""
+        self.cas.append(Path(value))
+
+    def opt_domain(self, value: str) -> None:
+        """name of the self-made certificate; repeatable [default: localhost]"""
+        self.domains.append(value)
+
+    def opt_crt(self, value: str) -> None:
+        """the same as --cert"""
+        self["cert"] = value
+
+    def opt_version(self) -> NoReturn:
+        """Show the version of mtlstunnel and exit."""
+        from mtlstunnel import __version__
+
+        sys.stdout.write(f"mtlstunnel {__version__}\n")
+        raise SystemExit(0)
+
+    def parseArgs(self, *extra: str) -> None:
+        """Nothing stands for itself here."""
+        if extra:
+            raise SettingsError(f"{extra[0]!r} does not belong to an option; take it out")
+
+    def parseOptions(self, options: Any = None) -> None:
+        """Read the command line, and answer a mistake in it with one line."""
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as error:
+            said = " ".join(str(error).split()).rstrip(".")
+            fail(SettingsError(f"{said}; see twistd mtlstunnel --help"))
+        except MtlstunnelError as error:
+            fail(error)
+
+    def _path(self, name: str) -> Path | None:
+        value = self[name]
+        return None if value is None else Path(value)
+
+    def settings(self, demo: Demo | None = None) -> TunnelSettings:
+        """
+        The settings these options say.
+
+        :raises SettingsError: a value cannot work
+        """
+        servers = _prefixes(IStreamServerEndpointStringParser, SERVER_PREFIXES)
+        clients = _prefixes(IStreamClientEndpointStringParserWithReactor, CLIENT_PREFIXES)
+        settings: dict[str, Any] = {
+            "cas": tuple(self.cas),
+            "cert": self._path("cert"),
+            "key": self._path("key"),
+            "state_dir": self._path("state-dir"),
+            "min_version": _choice("--min-version", TLSVersion, self["min-version"]),
+            "max_version": _choice("--max-version", TLSVersion, self["max-version"]),
+            "alert": _choice("--alert", AlertPolicy, self["alert"]),
+            "limits": TimeLimits(
+                handshake=seconds("--handshake-timeout", self["handshake-timeout"]),
+                connect=seconds("--connect-timeout", self["connect-timeout"]),
+                half_close=seconds("--half-close-timeout", self["half-close-timeout"]),
+            ),
+        }
+        if self.ports:
+            settings["listen"] = tuple(parse_listen(text, servers) for text in self.ports)
+        if self["upstream"] is not None:
+            settings["upstream"] = parse_upstream(self["upstream"], clients)
+        if self.domains:
+            settings["domains"] = tuple(self.domains)
+        if demo is not None:
+            settings["cas"] = settings["cas"] or (demo.ca,)
+            settings.setdefault("listen", (Address("127.0.0.1", DEMO_PORT),))
+            if settings["cert"] is None:
+                settings["cert"], settings["key"] = demo.server
+        return TunnelSettings(**settings)
+
+
+class _ForPeople(Service):
+    """
+    Starts a tunnel in a process that people look at: what they must mend comes as one line.
+    """
+
+    def __init__(
+        self, tunnel: TunnelService, foreground: bool, started: Callable[[], None]
+    ) -> None:
+        self._tunnel = tunnel
+        self._foreground = foreground
+        self._started = started
+
+    def privilegedStartService(self) -> None:
+        try:
+            self._tunnel.privilegedStartService()
+        except ListenError as error:
+            if self._foreground:
+                fail(error)
+            # In the background twistd hands this to the process the person waits for.
+            raise
+
+    def startService(self) -> None:
+        super().startService()
+        self._tunnel.startService()
+        self._started()
+
+    def stopService(self) -> Any:
+        super().stopService()
+        return self._tunnel.stopService()
+
+
+def makeService(options: Options) -> IService:
+    """
+    The service that the options say.  A mistake in them, or in a file they name, ends the process
+    with one line and status 1, before anything listens.
+    """
+    from twisted.internet import reactor
+
+    parent = getattr(options, "parent", None)
+    foreground = parent is None or bool(parent.get("nodaemon"))
+    try:
+        demo = Demo.make(Path(DEMO_DIRECTORY)) if options["demo"] else None
+        settings = options.settings(demo)
+        services = MultiService()
+        if demo is not None and options["upstream"] is None:
+            upstream = demo.serve(reactor)
+            upstream.setServiceParent(services)
+            settings = attrs.evolve(settings, upstream=upstream.address)
+        tunnel = TunnelService(settings, reactor, standard_audit_log())
+    except MtlstunnelError as error:
+        fail(error)
+
+    def started() -> None:
+        if demo is not None and sys.__stdout__ is not None:
+            sys.__stdout__.write(demo.lines(tunnel.ports[0].getHost()))
+            sys.__stdout__.flush()
+
+    _ForPeople(tunnel, foreground, started).setServiceParent(services)
+    return services

@@ -1,0 +1,136 @@
+"""For other Twisted applications: the door around their own factories and endpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import quoteStringArgument, serverFromString
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IProtocolFactory,
+    IStreamServerEndpoint,
+)
+from zope.interface import implementer
+
+from mtlstunnel.errors import SettingsError
+from mtlstunnel.events import EventSink
+from mtlstunnel.service.audit import AuditLog
+from mtlstunnel.settings import AlertPolicy, TLSVersion, seconds
+from mtlstunnel.tls.context import DoorContext, utc_now
+from mtlstunnel.tls.credentials import load_credentials
+from mtlstunnel.tls.door import DoorFactory
+from mtlstunnel.trust.bundle import load_bundle
+
+
+def door_factory(
+    wrapped: IProtocolFactory,
+    reactor: Any,
+    *,
+    cas: Iterable[Path | str],
+    cert: Path | str,
+    key: Path | str | None = None,
+    min_version: TLSVersion = TLSVersion.TLS_1_2,
+    max_version: TLSVersion = TLSVersion.TLS_1_3,
+    alert: AlertPolicy = AlertPolicy.BAD_CERTIFICATE,
+    handshake_timeout: float = 10.0,
+    events: EventSink | None = None,
+) -> DoorFactory:
+    """
+    Put any protocol factory behind the door.
+
+    Its protocols are connected after the verdict, and ``identity_of(self.transport)`` tells them
+    who the client is.
+
+    :param cas: PEM files and directories with the CAs whose clients are let in
+    :param cert: the server's certificate chain, PEM
+    :param key: its private key; None where it is in the same file
+    :param handshake_timeout: seconds from the accepted connection to the verdict
+    :param events: gets every verdict; the application's log, as JSON lines, where None
+    :raises MtlstunnelError: a bundle, certificate or key cannot be used
+    """
+    now = utc_now()
+    context = DoorContext(
+        bundle=load_bundle([Path(one) for one in cas], now),
+        credentials=load_credentials(Path(cert), None if key is None else Path(key), now),
+        min_version=min_version,
+        max_version=max_version,
+        alert=alert,
+    )
+    return DoorFactory(
+        context,
+        wrapped,
+        reactor,
+        AuditLog() if events is None else events,
+        handshake_timeout=handshake_timeout,
+    )
+
+
+@implementer(IStreamServerEndpoint)
+@attrs.define
+class DoorEndpoint:
+    """
+    An endpoint whose connections come through the door; what ``mtls:`` makes.
+
+    :ivar under: the endpoint that listens
+    :ivar options: for :func:`door_factory`
+    """
+
+    reactor: Any
+    under: IStreamServerEndpoint
+    options: dict[str, Any]
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """
+        Listen, and put ``factory`` behind the door.
+
+        :raises MtlstunnelError: a bundle, certificate or key cannot be used
+        """
+        return self.under.listen(door_factory(factory, self.reactor, **self.options))
+
+
+def _nested(args: tuple[str, ...], kwargs: dict[str, str]) -> str:
+    arguments = (f"tcp:{args[0]}", *args[1:]) if args[0].isdigit() else args
+    first, *rest = arguments
+    quoted = [first, *(quoteStringArgument(one) for one in rest)]
+    quoted += [f"{name}={quoteStringArgument(value)}" for name, value in kwargs.items()]
+    return ":".join(quoted)
+
+
+def mtls_endpoint(reactor: Any, *args: str, **kwargs: str) -> DoorEndpoint:
+    """
+    Read ``mtls:8443:cas=cas.pem:cert=server.pem:key=server.key``.
+
+    The first part is a port or the beginning of another endpoint string, whose own options may
+    follow: ``mtls:haproxy:tcp:443:cas=...``, ``mtls:unix:/run/app.sock:mode=600:cas=...``.  Own
+    options are cas, cert, key, alert, min_version, max_version and handshake_timeout; several CA
+    files in ``cas`` are separated by commas.
+
+    :raises SettingsError: something is missing or not understood
+    """
+    cas = kwargs.pop("cas", "")
+    cert = kwargs.pop("cert", "")
+    if not (args and cas and cert):
+        raise SettingsError(
+            "mtls: endpoint: a port, cas= and cert= are needed; "
+            "give mtls:8443:cas=cas.pem:cert=server.pem:key=server.key"
+        )
+    options: dict[str, Any] = {
+        "cas": [one for one in cas.split(",") if one],
+        "cert": cert,
+        "key": kwargs.pop("key", None),
+    }
+    try:
+        if "alert" in kwargs:
+            options["alert"] = AlertPolicy(kwargs.pop("alert"))
+        for name in ("min_version", "max_version"):
+            if name in kwargs:
+                options[name] = TLSVersion(kwargs.pop(name))
+    except ValueError as error:
+        raise SettingsError(f"mtls: endpoint: {error}") from None
+    if "handshake_timeout" in kwargs:
+        options["handshake_timeout"] = seconds("handshake_timeout", kwargs.pop("handshake_timeout"))
+    return DoorEndpoint(reactor, serverFromString(reactor, _nested(args, kwargs)), options)

@@ -1,0 +1,97 @@
+"""Opening the places where clients connect, and saying clearly when one cannot be had."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import (
+    TCP4ServerEndpoint,
+    TCP6ServerEndpoint,
+    serverFromString,
+)
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IProtocolFactory,
+    IStreamServerEndpoint,
+)
+
+from mtlstunnel.errors import ListenError, SettingsError
+from mtlstunnel.settings import Address, Place
+
+BACKLOG = 1024
+"""Connections the system may hold for us before they are accepted."""
+
+_REMEDIES = {
+    errno.EADDRINUSE: "another process listens there; stop it or give another --port",
+    errno.EACCES: "ports below 1024 are for root or CAP_NET_BIND_SERVICE; give a higher --port",
+    errno.EADDRNOTAVAIL: "this machine has no such address; give one of its own",
+}
+
+
+def _addresses(place: Address) -> Iterator[str]:
+    if not place.host or place.is_ip:
+        yield place.host
+        return
+    try:
+        found = socket.getaddrinfo(place.host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ListenError(
+            f"--port {place}: {place.host} cannot be resolved ({error.strerror or error}); "
+            "give an address of this machine"
+        ) from None
+    yield from dict.fromkeys(str(address[0]) for *_, address in found)
+
+
+def server_endpoints(reactor: Any, place: Place) -> list[IStreamServerEndpoint]:
+    """
+    The endpoints for one ``--port``: more than one where a name has several addresses.
+
+    :raises SettingsError: Twisted does not understand the endpoint string
+    :raises ListenError: the name cannot be resolved
+    """
+    if isinstance(place, Address):
+        return [
+            (TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint)(
+                reactor, place.port, BACKLOG, host
+            )
+            for host in _addresses(place)
+        ]
+    try:
+        return [serverFromString(reactor, place.text)]
+    except (ValueError, TypeError, LookupError, OSError) as fault:
+        raise SettingsError(
+            f"--port {place.text!r}: Twisted does not understand this endpoint ({fault}); "
+            "give 8443, 127.0.0.1:8443, unix:/path or systemd:domain=INET:index=0"
+        ) from None
+
+
+def _explain(place: Place, failure: BaseException) -> ListenError:
+    reason = failure.socketError if isinstance(failure, CannotListenError) else failure
+    code = getattr(reason, "errno", None)
+    said = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+    remedy = _REMEDIES.get(cast("int", code), "check the address")
+    return ListenError(f"--port {place}: cannot listen: {said}; {remedy}")
+
+
+def listen(
+    endpoint: IStreamServerEndpoint, place: Place, factory: IProtocolFactory
+) -> Deferred[IListeningPort]:
+    """
+    Listen at once.
+
+    :returns: fails with :class:`~mtlstunnel.errors.ListenError` where that is not possible
+    """
+
+    def explain(failure: Any) -> Any:
+        raise _explain(place, failure.value)
+
+    try:
+        listening = endpoint.listen(factory)
+    except Exception as error:
+        raise _explain(place, error) from None
+    return listening.addErrback(explain)
