@@ -9,7 +9,7 @@ class MtlstunnelError(Exception):
     """
     Something a person can put right.
 
-    ``str()`` of it is what is shown after ``mtlstunnel: ``: what is wrong, where, and what to do.
+    ``str()`` of it is what is shown behind the word mtlstunnel: what is wrong, where, what to do.
     """
 
 

@@ -98,6 +98,10 @@ def _port(option: str, text: str, digits: str, lowest: int) -> int:
 def _place(
     option: str, text: str, prefixes: frozenset[str], alone: str, lowest: int, example: str
 ) -> Place:
+    if not text.isprintable():
+        raise SettingsError(
+            f"{option} {text!r}: has a character that cannot be printed; give {example}"
+        )
     if re.fullmatch("[0-9]+", text, re.ASCII):
         return Address(alone, _port(option, text, text, lowest))
     prefix = text.partition(":")[0]
@@ -171,7 +175,9 @@ def seconds(option: str, text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < 10**9:
-        raise SettingsError(f"{option} {text}: give a number of seconds above 0, such as 10 or 0.5")
+        raise SettingsError(
+            f"{option} {text!r}: give a number of seconds above 0, such as 10 or 0.5"
+        )
     return value
 
 
@@ -230,7 +236,10 @@ class TunnelSettings:
     upstream: Place = Address("127.0.0.1", 80)
     cert: Path | None = None
     key: Path | None = attrs.field(default=None)
-    domains: tuple[str, ...] = attrs.field(default=("localhost",), validator=_host_names)
+    domains: tuple[str, ...] = attrs.field(
+        default=("localhost",),
+        validator=[_not_empty("--domain", "give one such as db.example.com"), _host_names],
+    )
     state_dir: Path | None = None
     min_version: TLSVersion = TLSVersion.TLS_1_2
     max_version: TLSVersion = attrs.field(default=TLSVersion.TLS_1_3)
@@ -241,7 +250,7 @@ class TunnelSettings:
     def _key_has_a_cert(self, _attribute: Attribute[Path | None], value: Path | None) -> None:
         if value is not None and self.cert is None:
             raise SettingsError(
-                f"--key {value} is given without --cert; give the certificate it belongs to"
+                f"--key {str(value)!r} is given without --cert; give the certificate it belongs to"
             )
 
     @max_version.validator

@@ -19,7 +19,13 @@ from cryptography.hazmat.primitives.serialization import (
 
 from mtlstunnel.errors import ServerCertificateError
 from mtlstunnel.trust.identity import display_name
-from mtlstunnel.trust.pem import CERTIFICATE_LABELS, Block, blocks
+from mtlstunnel.trust.pem import (
+    CERTIFICATE_LABELS,
+    Block,
+    blocks,
+    quoted_path,
+    shown_path,
+)
 
 PrivateKey = (
     rsa.RSAPrivateKey
@@ -52,9 +58,10 @@ class Credentials:
 def _read(option: str, path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
         raise ServerCertificateError(
-            f"{option} {path}: cannot be read: {error.strerror}; give a PEM file"
+            f"{option} {shown_path(path)}: cannot be read: {said}; give a PEM file"
         ) from None
 
 
@@ -63,23 +70,25 @@ def _chain(path: Path, data: bytes) -> Iterator[x509.Certificate]:
         if block.label not in CERTIFICATE_LABELS:
             continue
         try:
-            if block.fault:
-                raise ValueError(block.fault)
-            yield x509.load_pem_x509_certificate(block.pem)
-        except ValueError:
+            yield block.certificate()
+        except ValueError as error:
             raise ServerCertificateError(
-                f"--cert {path}: the certificate in line {block.line} cannot be read; "
-                "paste it again"
+                f"--cert {shown_path(path)}: the certificate in line {block.line} cannot be read "
+                f"({error}); paste it again"
             ) from None
 
 
 def _key_block(path: Path, data: bytes) -> Block | None:
-    found = [
-        block for block in blocks(data) if block.label.endswith(b"PRIVATE KEY") and not block.fault
-    ]
+    found = [block for block in blocks(data) if block.is_private_key]
+    for block in found:
+        if block.fault:
+            raise ServerCertificateError(
+                f"--key {shown_path(path)}: the private key in line {block.line} {block.fault}; "
+                "paste it again"
+            )
     if len(found) > 1:
         raise ServerCertificateError(
-            f"{path}: more than one private key in it (lines "
+            f"{shown_path(path)}: more than one private key in it (lines "
             f"{', '.join(str(block.line) for block in found)}); keep the certificate's own"
         )
     return found[0] if found else None
@@ -90,17 +99,17 @@ def _load_key(path: Path, block: Block) -> PrivateKey:
         key = load_pem_private_key(block.pem, None)
     except TypeError:
         raise ServerCertificateError(
-            f"--key {path}: the private key has a passphrase, and nobody is there to type it; "
-            f"write it without one: openssl pkey -in {path} -out server.key"
+            f"--key {shown_path(path)}: the private key has a passphrase, and nobody is there to "
+            f"type it; write it without one: openssl pkey -in {quoted_path(path)} -out server.key"
         ) from None
     except (ValueError, UnsupportedAlgorithm):
         raise ServerCertificateError(
-            f"--key {path}: the private key in line {block.line} cannot be read; "
+            f"--key {shown_path(path)}: the private key in line {block.line} cannot be read; "
             "give a PEM key as openssl genpkey writes it"
         ) from None
     if isinstance(key, dsa.DSAPrivateKey) or not isinstance(key, PrivateKey):
         raise ServerCertificateError(
-            f"--key {path}: a key of this kind cannot be used in TLS; "
+            f"--key {shown_path(path)}: a key of this kind cannot be used in TLS; "
             "give an RSA, EC or Ed25519 key"
         )
     return key
@@ -124,15 +133,17 @@ def load_credentials(cert: Path, key: Path | None, at: datetime.datetime) -> Cre
     chain = tuple(_chain(cert, data))
     if not chain:
         raise ServerCertificateError(
-            f"--cert {cert}: no certificate in it; give the server's PEM chain, its own first"
+            f"--cert {shown_path(cert)}: no certificate in it; "
+            "give the server's PEM chain, its own first"
         )
     key_path = cert if key is None else key
     block = _key_block(key_path, data if key is None else _read("--key", key))
     if block is None:
         raise ServerCertificateError(
-            f"--cert {cert}: there is no private key in it; give its file with --key"
+            f"--cert {shown_path(cert)}: there is no private key in it; give its file with --key"
             if key is None
-            else f"--key {key}: no private key in it; give a PEM key as openssl genpkey writes it"
+            else f"--key {shown_path(key)}: no private key in it; "
+            "give a PEM key as openssl genpkey writes it"
         )
     private = _load_key(key_path, block)
     try:
@@ -141,14 +152,14 @@ def load_credentials(cert: Path, key: Path | None, at: datetime.datetime) -> Cre
         belongs = False
     if not belongs:
         raise ServerCertificateError(
-            f"--key {key_path}: is not the key of the first certificate in {cert} "
-            f"({display_name(chain[0])}); give the pair that belongs together"
+            f"--key {shown_path(key_path)}: is not the key of the first certificate in "
+            f"{shown_path(cert)} ({display_name(chain[0])}); give the pair that belongs together"
         )
     warnings = []
     until = chain[0].not_valid_after_utc
     if until < at:
         warnings.append(
-            f"--cert {cert}: expired on {until:%Y-%m-%d}: clients that verify the server will "
-            "not connect; renew it"
+            f"--cert {shown_path(cert)}: expired on {until:%Y-%m-%d}: clients that verify the "
+            "server will not connect; renew it"
         )
     return Credentials(chain, private, tuple(warnings))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import datetime
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import attrs
@@ -13,8 +14,15 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 
 from mtlstunnel.errors import BundleError
-from mtlstunnel.trust.identity import display_name, escape
-from mtlstunnel.trust.pem import CERTIFICATE_LABELS, Block, blocks
+from mtlstunnel.trust.identity import display_name, quietly
+from mtlstunnel.trust.pem import (
+    CERTIFICATE_LABELS,
+    Block,
+    blocks,
+    first_words,
+    quoted_path,
+    shown_path,
+)
 
 EXPIRES_SOON = datetime.timedelta(days=30)
 """A CA with less than this left is warned about."""
@@ -22,6 +30,7 @@ EXPIRES_SOON = datetime.timedelta(days=30)
 _SMALLEST_RSA = 2048
 _SMALLEST_CURVE = 224
 _DIRECTORY_SUFFIXES = frozenset({".pem", ".crt"})
+_PKCS7_LABELS = frozenset({b"PKCS7", b"CMS", b"PKCS #7 SIGNED DATA"})
 
 
 @attrs.frozen
@@ -37,6 +46,11 @@ class Anchor:
     certificate: x509.Certificate
     where: str
     sha256: str
+
+    @property
+    def title(self) -> str:
+        """Where it stands and what it is called, for the beginning of a line."""
+        return f"{self.where}, {display_name(self.certificate)})"
 
 
 @attrs.frozen
@@ -54,7 +68,7 @@ class Bundle:
 
 @attrs.frozen
 class _Found:
-    """A certificate as it was found in a file, before anything is known to its name."""
+    """A certificate that may be an anchor, as it was found in a file."""
 
     certificate: x509.Certificate
     where: str
@@ -64,10 +78,6 @@ class _Found:
         return f"{self.where}, {display_name(self.certificate)})"
 
 
-def _is_private_key(block: Block) -> bool:
-    return block.label.endswith(b"PRIVATE KEY")
-
-
 def _files(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         yield path
@@ -75,11 +85,15 @@ def _files(path: Path) -> Iterator[Path]:
     inside = sorted(
         entry
         for entry in path.iterdir()
-        if entry.suffix.lower() in _DIRECTORY_SUFFIXES and entry.is_file()
+        # A dangling link is meant to be a file: reading it tells what is wrong.
+        if entry.suffix.lower() in _DIRECTORY_SUFFIXES and (entry.is_file() or not entry.exists())
     )
     if not inside:
         raise BundleError(
-            [f"{path}: no *.pem or *.crt file in this directory; put the CAs there as PEM files"]
+            [
+                f"{shown_path(path)}: no *.pem or *.crt file in this directory; "
+                "put the CAs there as PEM files"
+            ]
         )
     yield from inside
 
@@ -87,57 +101,89 @@ def _files(path: Path) -> Iterator[Path]:
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
         raise BundleError(
-            [f"{path}: cannot be read: {error.strerror}; give a PEM file with the CAs"]
+            [f"{shown_path(path)}: cannot be read: {said}; give a PEM file with the CAs"]
         ) from None
 
 
 def _file_without_certificate(path: Path, data: bytes) -> str:
+    shown = shown_path(path)
     if not data.strip():
-        return f"{path}: the file is empty; put the CAs there as PEM"
+        return f"{shown}: the file is empty; put the CAs there as PEM"
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return f"{shown}: is UTF-16, not PEM; save it as plain ASCII or UTF-8"
     try:
         x509.load_der_x509_certificate(data)
-    except ValueError:
-        return f"{path}: no certificate in it; give the CAs as PEM (-----BEGIN CERTIFICATE-----)"
+    except Exception:
+        return f"{shown}: no certificate in it; give the CAs as PEM (-----BEGIN CERTIFICATE-----)"
     return (
-        f"{path}: is DER, not PEM; convert it with: openssl x509 -inform der -in {path} -out ca.pem"
+        f"{shown}: is DER, not PEM; convert it with: "
+        f"openssl x509 -inform der -in {quoted_path(path)} -out ca.pem"
     )
 
 
-def _parse(path: Path, data: bytes, problems: list[str]) -> Iterator[_Found]:
+def _parse(path: Path, data: bytes) -> Iterator[_Found | str]:
+    """What may be an anchor, and a finished line for everything that may not."""
     number = 0
-    faults = len(problems)
+    is_told = False
     for block in blocks(data):
-        if _is_private_key(block):
-            problems.append(
-                f"{path}: a private key in line {block.line}; a CA file is not secret: take the "
-                "key out of it, and replace the CA if others could read this file"
+        if block.is_private_key:
+            is_told = True
+            yield (
+                f"{shown_path(path)}: a private key in line {block.line}; a CA file is not secret: "
+                "take the key out of it, and replace the CA if others could read this file"
             )
-            continue
-        if block.label not in CERTIFICATE_LABELS:
-            continue
-        number += 1
-        where = f"{path}: certificate {number} (line {block.line}"
-        if block.fault:
-            problems.append(f"{where}): {block.fault}; paste the whole certificate again")
-            continue
-        if block.label == b"TRUSTED CERTIFICATE":
-            problems.append(
-                f"{where}): is in OpenSSL's own TRUSTED form; write it plainly with: "
-                "openssl x509 -in FILE -out ca.pem"
+        elif block.label in _PKCS7_LABELS:
+            is_told = True
+            yield (
+                f"{shown_path(path)}: PKCS #7 in line {block.line}; write its certificates plainly "
+                "with: openssl pkcs7 -print_certs -in FILE -out ca.pem"
             )
-            continue
-        try:
-            yield _Found(x509.load_pem_x509_certificate(block.pem), where)
-        except ValueError as error:
-            detail = escape(str(error).splitlines()[0][:80]) if str(error) else "not base64 or DER"
-            problems.append(
-                f"{where}): is not a certificate that can be read ({detail}); "
-                "take the block out or paste the certificate again"
-            )
-    if number == 0 and faults == len(problems):
-        problems.append(_file_without_certificate(path, data))
+        elif block.label in CERTIFICATE_LABELS:
+            number += 1
+            yield _candidate(f"{shown_path(path)}: certificate {number} (line {block.line}", block)
+    if number == 0 and not is_told:
+        yield _file_without_certificate(path, data)
+
+
+def _candidate(where: str, block: Block) -> _Found | str:
+    if block.fault:
+        return f"{where}): {block.fault}; paste the whole certificate again"
+    if block.label == b"TRUSTED CERTIFICATE":
+        return (
+            f"{where}): is in OpenSSL's own TRUSTED form; write it plainly with: "
+            "openssl x509 -in FILE -out ca.pem"
+        )
+    try:
+        found = _Found(block.certificate(), where)
+    except ValueError as error:
+        return (
+            f"{where}): is not a certificate that can be read ({error}); "
+            "take the block out or paste the certificate again"
+        )
+    fault = _unreadable_part(found.certificate) or _cannot_be_an_anchor(found.certificate)
+    return found if fault is None else f"{found.title}: {fault}"
+
+
+def _unreadable_part(certificate: x509.Certificate) -> str | None:
+    # cryptography reads the parts when they are asked for, and a part can be wrong in more ways
+    # than there are classes of exceptions promised.
+    try:
+        certificate.subject.rfc4514_string()
+        certificate.issuer.rfc4514_string()
+        certificate.public_key()
+        _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        _ = certificate.extensions
+    except x509.DuplicateExtension as error:
+        return f"has the extension {error.oid.dotted_string} twice; ask its issuer for a new one"
+    except Exception as error:
+        return (
+            f"has a part that cannot be read ({first_words(error)}); "
+            "ask its issuer for a well-formed one"
+        )
+    return None
 
 
 def _cannot_be_an_anchor(certificate: x509.Certificate) -> str | None:
@@ -145,40 +191,31 @@ def _cannot_be_an_anchor(certificate: x509.Certificate) -> str | None:
     What forbids this certificate to sign others (RFC 5280, 4.2.1.9 and 4.2.1.3), with the remedy;
     None where nothing does.
     """
-    try:
-        version = certificate.version
-        extensions = certificate.extensions
-        certificate.subject.rfc4514_string()
-        certificate.public_key()
-    except (UnsupportedAlgorithm, ValueError, x509.InvalidVersion, TypeError) as error:
-        reason = escape(str(error).splitlines()[0][:80]) if str(error) else type(error).__name__
-        return f"has a part that cannot be read ({reason}); ask its issuer for a well-formed one"
-    except x509.DuplicateExtension as error:
-        return f"has the extension {error.oid.dotted_string} twice; ask its issuer for a new one"
-    if version is not x509.Version.v3:
+    if certificate.version is not x509.Version.v3:
         return (
             "is X.509 version 1 and cannot say that it is a CA; make it anew with "
-            "-addext basicConstraints=critical,CA:TRUE"
+            "openssl req -x509 -addext basicConstraints=critical,CA:TRUE"
         )
     try:
-        constraints = extensions.get_extension_for_class(x509.BasicConstraints).value
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
     except x509.ExtensionNotFound:
         return (
             "has no basicConstraints, so it is not a CA; give the CA that signs your clients, or "
-            "make it anew with -addext basicConstraints=critical,CA:TRUE"
+            "make it anew with openssl req -x509 -addext basicConstraints=critical,CA:TRUE"
         )
     if not constraints.ca:
         return (
             "has basicConstraints CA:FALSE, so it is not a CA; give the CA that signed it instead"
         )
     try:
-        usage = extensions.get_extension_for_class(x509.KeyUsage).value
+        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
     except x509.ExtensionNotFound:
         return None
     if not usage.key_cert_sign:
         return (
             "has a keyUsage without keyCertSign, so it may not sign certificates; give the CA "
-            "that may, or make it anew with -addext keyUsage=critical,keyCertSign,cRLSign"
+            "that may, or make it anew with openssl req -x509 "
+            "-addext keyUsage=critical,keyCertSign,cRLSign"
         )
     return None
 
@@ -186,31 +223,42 @@ def _cannot_be_an_anchor(certificate: x509.Certificate) -> str | None:
 def _weakness(certificate: x509.Certificate) -> str | None:
     key = certificate.public_key()
     if isinstance(key, rsa.RSAPublicKey | dsa.DSAPublicKey) and key.key_size < _SMALLEST_RSA:
-        return f"its key has only {key.key_size} bits"
+        return f"its key has only {key.key_size} bits, so its clients may be refused as weak_key"
     if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.key_size < _SMALLEST_CURVE:
-        return f"its key is on the small curve {key.curve.name}"
+        return (
+            f"its key is on the small curve {key.curve.name}, "
+            "so its clients may be refused as weak_key"
+        )
     try:
         algorithm = certificate.signature_hash_algorithm
     except UnsupportedAlgorithm:
         return "its signature algorithm is unknown"
-    self_issued = certificate.issuer == certificate.subject
-    if isinstance(algorithm, hashes.MD5 | hashes.SHA1) and not self_issued:
-        return f"it is signed with {algorithm.name.upper()}"
+    if isinstance(algorithm, hashes.MD5 | hashes.SHA1):
+        return f"it is signed with {algorithm.name.upper()}, which can be forged"
     return None
 
 
 def _warnings(found: _Found, at: datetime.datetime) -> Iterator[str]:
+    since = found.certificate.not_valid_before_utc
     until = found.certificate.not_valid_after_utc
-    day = until.strftime("%Y-%m-%d")
     if until < at:
-        yield f"{found.title}: expired on {day}, so its clients are refused; renew or remove it"
+        yield (
+            f"{found.title}: expired on {until:%Y-%m-%d}, so its clients are refused; "
+            "renew or remove it"
+        )
+    elif since > at:
+        yield (
+            f"{found.title}: is not valid before {since:%Y-%m-%d}, so its clients are refused "
+            "until then; check the clock"
+        )
     elif until - at < EXPIRES_SOON:
-        yield f"{found.title}: expires on {day}; renew it before that"
+        yield f"{found.title}: expires on {until:%Y-%m-%d}; renew it before that"
     weakness = _weakness(found.certificate)
     if weakness is not None:
-        yield f"{found.title}: {weakness}, so its clients may be refused as weak_key; replace it"
+        yield f"{found.title}: {weakness}; replace it"
 
 
+@quietly
 def load_bundle(paths: Iterable[Path], at: datetime.datetime) -> Bundle:
     """
     Read the trust anchors from PEM files and from the ``*.pem`` and ``*.crt`` of directories.
@@ -223,18 +271,36 @@ def load_bundle(paths: Iterable[Path], at: datetime.datetime) -> Bundle:
     found: list[_Found] = []
     for path in paths:
         try:
-            for file in _files(path):
-                found.extend(_parse(file, _read(file), problems))
+            files = list(_files(path))
         except BundleError as error:
             problems.extend(error.problems)
+            continue
         except OSError as error:
-            problems.append(f"{path}: cannot be read: {error.strerror}; check its permissions")
-    for one in found:
-        fault = _cannot_be_an_anchor(one.certificate)
-        if fault is not None:
-            problems.append(f"{one.title}: {fault}")
+            problems.append(
+                f"{shown_path(path)}: cannot be read: {error.strerror}; check its permissions"
+            )
+            continue
+        for file in files:
+            try:
+                data = _read(file)
+            except BundleError as error:
+                problems.extend(error.problems)
+                continue
+            for one in _parse(file, data):
+                if isinstance(one, str):
+                    problems.append(one)
+                else:
+                    found.append(one)
     if problems:
         raise BundleError(problems)
+    return _bundle_of(found, at)
+
+
+def _bundle_of(found: Sequence[_Found], at: datetime.datetime) -> Bundle:
+    if not found:
+        raise BundleError(
+            ["no CA is given; name a PEM file with the CAs whose clients may come in"]
+        )
     anchors: dict[str, Anchor] = {}
     warnings: list[str] = []
     for one in found:

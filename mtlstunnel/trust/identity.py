@@ -5,14 +5,34 @@ from __future__ import annotations
 import datetime
 import functools
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import attrs
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+_MOST_REMEMBERED = 4096
+"""A certificate with more bytes than this is read anew each time."""
+
+
+def quietly(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """
+    Keep cryptography's own warnings about odd certificates from standard error, where they would
+    stand between the lines of ours, at a stranger's will.
+    """
+
+    @functools.wraps(function)
+    def quiet(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function(*args, **kwargs)
+
+    return quiet
 
 
 def escape(text: str) -> str:
@@ -77,7 +97,9 @@ class Identity:
 
 
 def _rfc3339(moment: datetime.datetime | None) -> str | None:
-    return None if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+    if moment is None:
+        return None
+    return moment.replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
 
 
 def _attempt(read: Callable[[], _T], otherwise: _T) -> _T:
@@ -145,7 +167,6 @@ def spki_sha256(certificate: x509.Certificate) -> str:
     )
 
 
-@functools.lru_cache(maxsize=1024)
 def identity_of_der(der: bytes) -> Identity:
     """
     Whom a DER certificate names.  Never raises: of bytes that are no certificate only the
@@ -153,6 +174,12 @@ def identity_of_der(der: bytes) -> Identity:
 
     :param der: one certificate, as the peer sent it
     """
+    # Clients come back; but what an enemy sends must not be able to fill the memory.
+    return _remembered(der) if len(der) <= _MOST_REMEMBERED else _identity_of_der(der)
+
+
+@quietly
+def _identity_of_der(der: bytes) -> Identity:
     digest = hashlib.sha256(der).hexdigest()
     try:
         certificate = x509.load_der_x509_certificate(der)
@@ -168,3 +195,6 @@ def identity_of_der(der: bytes) -> Identity:
         not_after=_attempt(lambda: certificate.not_valid_after_utc, None),
         san=_san(certificate),
     )
+
+
+_remembered = functools.lru_cache(maxsize=512)(_identity_of_der)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import functools
 from collections.abc import Sequence
 from types import MappingProxyType
 
 import attrs
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
-from mtlstunnel.trust.identity import Identity, display_name, identity_of_der
+from mtlstunnel.trust.identity import Identity, identity_of_der
 from mtlstunnel.trust.reasons import Reason, reason_for_code
 
 
@@ -99,9 +96,20 @@ _WORDS = MappingProxyType(
 )
 
 
-def _which(depth: int, subject: str) -> str:
+_WORDS_BY_CODE = MappingProxyType(
+    {
+        34: "{it} has a critical extension that is not understood here",
+        40: "{it} is a proxy certificate, which are not let in",
+        76: "{it} is signed by an algorithm that is not understood here",
+    }
+)
+"""For X509_V_ERR numbers that have no reason of their own."""
+
+
+def _which(depth: int, who: Identity) -> str:
     role = "the client's certificate" if depth == 0 else f"the certificate at depth {depth}"
-    return f"{role} ({subject})" if subject else role
+    name = who.subject or next(iter(who.san), "")
+    return f"{role} ({name})" if name else role
 
 
 def _objection(presented: Presented, finding: Finding) -> Refused:
@@ -110,9 +118,13 @@ def _objection(presented: Presented, finding: Finding) -> Refused:
     culprit = identity_of_der(finding.culprit) if finding.culprit is not None else leaf
     if culprit is None:
         return Refused(reason, f"path validation failed with code {finding.code}", finding.depth)
-    words = _WORDS.get(reason, f"path validation objects to {{it}} with code {finding.code}")
+    words = (
+        _WORDS_BY_CODE.get(finding.code)
+        or _WORDS.get(reason)
+        or f"path validation objects to {{it}} with code {finding.code}"
+    )
     detail = words.format(
-        it=_which(finding.depth, culprit.subject),
+        it=_which(finding.depth, culprit),
         issuer=culprit.issuer or "none",
         not_before=culprit.not_before,
         not_after=culprit.not_after,
@@ -120,30 +132,21 @@ def _objection(presented: Presented, finding: Finding) -> Refused:
     return Refused(reason, detail, finding.depth, leaf)
 
 
-@functools.lru_cache(maxsize=1024)
-def _certificate(der: bytes) -> x509.Certificate:
-    return x509.load_der_x509_certificate(der)
-
-
 def _own_rules(presented: Presented, at: datetime.datetime) -> Refused | None:
     leaf = identity_of_der(presented.path[0])
     for depth, der in enumerate(presented.path):
-        try:
-            certificate = _certificate(der)
-            starts, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-            name = display_name(certificate)
-            if depth == 0:
-                certificate.public_key()
-        except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
-            which = _which(depth, "")
-            said = type(error).__name__
-            return Refused(Reason.MALFORMED, f"{which} cannot be read ({said})", depth, leaf)
-        if at < starts:
-            detail = f"{_which(depth, name)} is not valid before {starts}"
+        who = identity_of_der(der)
+        it = _which(depth, who)
+        if who.not_before is None or who.not_after is None:
+            return Refused(Reason.MALFORMED, f"{it} cannot be read", depth, leaf)
+        if depth == 0 and not who.spki_sha256:
+            detail = f"{it} has a key that cannot be read or is of an unknown kind"
+            return Refused(Reason.MALFORMED, detail, depth, leaf)
+        if at < who.not_before:
+            detail = f"{it} is not valid before {who.not_before}"
             return Refused(Reason.NOT_YET_VALID, detail, depth, leaf)
-        if at > ends:
-            detail = f"{_which(depth, name)} expired at {ends}"
-            return Refused(Reason.EXPIRED, detail, depth, leaf)
+        if at > who.not_after:
+            return Refused(Reason.EXPIRED, f"{it} expired at {who.not_after}", depth, leaf)
     return None
 
 
