@@ -7,7 +7,10 @@ What holds, whatever the order of things:
 - The client gets close_notify if, and only if, the upstream ended in order.
 - A side that was reset, or ended in an error, makes the other be reset: truncation shows.
 - Nobody is waited for longer than a named time-out: ``connect`` for the upstream, ``half_close``
-  without a byte once a side has ended.
+  without a byte once a side has ended or can be sent nothing any more.
+
+A command may make its event come before the next command is carried out, so what could be the last
+word of a side stands last, and the timer is armed before it.
 """
 
 from __future__ import annotations
@@ -224,7 +227,7 @@ class TunnelSession:
             self.state = State.CLOSING
         else:
             self.state = _HALF_CLOSED[side]
-        commands: Commands = [End(side.other), Arm(self.limits.half_close)]
+        commands: Commands = [Arm(self.limits.half_close), End(side.other)]
         return commands + self._linger(side.other) if this.broken else commands
 
     def delivered(self, side: Side) -> Commands:
@@ -241,11 +244,15 @@ class TunnelSession:
         if self.state in _NOT_RELAYING or this.broken or this.gone or this.leaving:
             return []
         this.broken = True
+        if self._lingering:
+            # It was served to its end, and this is its end.
+            this.end = this.end or "reset"
+            return self._leave(side)
         if this.end is None:
-            return [StopReading(side.other)]
-        if other.told and not self._lingering:
+            return [Arm(self.limits.half_close), StopReading(side.other)]
+        if other.told:
             return self._linger(side.other)
-        return [*self._leave(side), *self._leave_by_reset(side.other)]
+        return [*self._leave_by_reset(side.other), *self._leave(side)]
 
     def lost(self, side: Side, how: str, detail: str | None = None) -> Commands:
         """A side's connection has failed: what it had not sent yet will never come."""
@@ -301,7 +308,7 @@ class TunnelSession:
             return []
         one.leaving = True
         one.end = one.end or "aborted"
-        return [Reset(side), Arm(self.limits.half_close)]
+        return [Arm(self.limits.half_close), Reset(side)]
 
     def gone(self, side: Side) -> Commands:
         """A side's connection is closed: as it was commanded, or, while dialling, by itself."""
