@@ -28,7 +28,8 @@ def json_line(event: Event, at: datetime.datetime) -> str:
     One event as one line of JSON, without the newline.  Pure ASCII: whatever is not stands as
     ``\u....``, so that no text from a certificate can change what a terminal shows.
     """
-    ts = at.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    # strftime costs ten times as much, once or twice for each connection.
+    ts = at.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
     return _encode({"ts": ts, "event": event.name, **event.as_dict()})
 
 
@@ -76,12 +77,7 @@ def standard_audit_log() -> AuditLog:
     if stream is None:
         return AuditLog()
     try:
-        nowhere = os.path.sameopenfile(stream.fileno(), _null())
+        nowhere = os.path.samestat(os.fstat(stream.fileno()), os.stat(os.devnull))
     except (OSError, ValueError):
         nowhere = True
     return AuditLog() if nowhere else AuditLog(bare_lines(stream))
-
-
-def _null() -> int:
-    with open(os.devnull, "rb") as null:
-        return os.dup(null.fileno())

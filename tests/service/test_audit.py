@@ -1,0 +1,292 @@
+"""Events as JSON lines: their fields are a contract, and no name from a certificate breaks one."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from twisted.logger import LogEvent, Logger, globalLogPublisher
+from twisted.trial import unittest
+
+import mtlstunnel
+from mtlstunnel.events import (
+    AcceptedClient,
+    Closed,
+    ConnectionIds,
+    ConnectionInfo,
+    Event,
+    Probe,
+    RefusedClient,
+    TLSInfo,
+)
+from mtlstunnel.service.audit import NAMESPACE, AuditLog, bare_lines, json_line
+from mtlstunnel.trust.identity import identity_of_der
+from mtlstunnel.trust.reasons import Reason
+from tests import pki
+
+AT = datetime.datetime(2030, 1, 2, 3, 4, 5, 678999, tzinfo=datetime.timezone.utc)
+INFO = ConnectionInfo(id="abc-1", peer="127.0.0.1:4711", listener="0.0.0.0:443", generation=3)
+TLS = TLSInfo(version="TLSv1.3", cipher="TLS_AES_256_GCM_SHA384", group="X25519", sni="a.example")
+
+CONNECTION = {
+    "ts": "2030-01-02T03:04:05.678Z",
+    "id": "abc-1",
+    "peer": "127.0.0.1:4711",
+    "listener": "0.0.0.0:443",
+    "generation": 3,
+}
+TLS_FIELDS = {
+    "version": "TLSv1.3",
+    "cipher": "TLS_AES_256_GCM_SHA384",
+    "group": "X25519",
+    "sni": "a.example",
+}
+
+
+def probe() -> Probe:
+    return Probe(connection=INFO, detail="nothing was sent", duration=0.25)
+
+
+def refused(subject: str = "alice") -> RefusedClient:
+    return RefusedClient(
+        connection=INFO,
+        tls=TLS,
+        reason=Reason.EXPIRED,
+        detail="it expired",
+        depth=0,
+        alert=42,
+        client=identity_of_der(pki.authority().issue(subject).der),
+        duration=0.5,
+    )
+
+
+def accepted() -> AcceptedClient:
+    who = identity_of_der(pki.client().der)
+    return AcceptedClient(connection=INFO, tls=TLS, client=who, ca="c0ffee", duration=0.5)
+
+
+def closed() -> Closed:
+    return Closed(
+        connection=INFO,
+        upstream="127.0.0.1:5432",
+        bytes_in=12,
+        bytes_out=34,
+        client_end="close_notify",
+        upstream_end="fin",
+        detail=None,
+        duration=60.5,
+    )
+
+
+def fields(event: Event) -> dict[str, Any]:
+    line = json_line(event, AT)
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+class TheFields(unittest.SynchronousTestCase):
+    """Other programs read these lines."""
+
+    def test_a_probe(self) -> None:
+        self.assertEqual(
+            fields(probe()),
+            {**CONNECTION, "event": "probe", "detail": "nothing was sent", "duration": 0.25},
+        )
+
+    def test_a_refusal(self) -> None:
+        found = fields(refused())
+        client = found.pop("client")
+        self.assertEqual(
+            found,
+            {
+                **CONNECTION,
+                "event": "refused",
+                "reason": "expired",
+                "detail": "it expired",
+                "depth": 0,
+                "alert": 42,
+                "tls": TLS_FIELDS,
+                "duration": 0.5,
+            },
+        )
+        self.assertEqual(
+            list(client),
+            [
+                "subject",
+                "issuer",
+                "serial",
+                "sha256",
+                "spki_sha256",
+                "not_before",
+                "not_after",
+                "san",
+            ],
+        )
+
+    def test_a_refusal_without_a_certificate(self) -> None:
+        event = RefusedClient(
+            connection=INFO,
+            tls=TLSInfo(),
+            reason=Reason.NO_CERTIFICATE,
+            detail="the client sent no certificate",
+            depth=None,
+            alert=116,
+            client=None,
+            duration=0.0,
+        )
+        found = fields(event)
+        self.assertEqual((found["client"], found["depth"]), (None, None))
+        self.assertEqual(found["tls"], dict.fromkeys(TLS_FIELDS))
+
+    def test_an_acceptance(self) -> None:
+        found = fields(accepted())
+        client = found.pop("client")
+        self.assertEqual(
+            found,
+            {**CONNECTION, "event": "accepted", "tls": TLS_FIELDS, "ca": "c0ffee", "duration": 0.5},
+        )
+        self.assertEqual(client["subject"], "CN=alice")
+
+    def test_an_end(self) -> None:
+        self.assertEqual(
+            fields(closed()),
+            {
+                **CONNECTION,
+                "event": "closed",
+                "upstream": "127.0.0.1:5432",
+                "bytes_in": 12,
+                "bytes_out": 34,
+                "end": {"client": "close_notify", "upstream": "fin"},
+                "detail": None,
+                "duration": 60.5,
+            },
+        )
+
+    def test_every_line_begins_with_when_and_what(self) -> None:
+        for event in (probe(), refused(), accepted(), closed()):
+            start = f'{{"ts": "2030-01-02T03:04:05.678Z", "event": "{event.name}", "id": "abc-1"'
+            self.assertTrue(json_line(event, AT).startswith(start))
+
+    def test_ids_are_unlike_each_other(self) -> None:
+        one, other = ConnectionIds(), ConnectionIds()
+        made = {make() for make in (one, other) for _ in range(100)}
+        self.assertEqual(len(made), 200)
+
+
+class Hostile(unittest.SynchronousTestCase):
+    """A certificate's names are a stranger's text."""
+
+    def test_one_line_of_plain_ascii_whatever_the_name(self) -> None:
+        for name in (
+            "a\nb",
+            "a\r\n",
+            "\x00",
+            "\x1b[2J",
+            "\u202e",
+            "\u00e9",
+            "\u2028",
+            '"},{',
+            "\\",
+        ):
+            line = json_line(refused(name), AT)
+            self.assertTrue(line.isascii() and line.isprintable(), line)
+            self.assertEqual(json.loads(line)["event"], "refused")
+
+    def test_accents_come_back_from_json(self) -> None:
+        self.assertEqual(fields(refused("Zoë"))["client"]["subject"], "CN=Zoë")
+
+    def test_braces_in_a_name_are_not_taken_for_a_format(self) -> None:
+        stream = io.StringIO()
+        AuditLog(bare_lines(stream), lambda: AT)(refused("{line}{0}{event!r}"))
+        self.assertEqual(
+            json.loads(stream.getvalue())["client"]["subject"], "CN={line}{0}{event!r}"
+        )
+
+
+class Writing(unittest.SynchronousTestCase):
+    """Through twisted.logger, to where the application's log goes or as bare lines."""
+
+    def test_bare_lines_are_the_lines_and_nothing_else(self) -> None:
+        stream = io.StringIO()
+        log = AuditLog(bare_lines(stream), lambda: AT)
+        log(probe())
+        log(closed())
+        expected = "".join(f"{json_line(one, AT)}\n" for one in (probe(), closed()))
+        self.assertEqual(stream.getvalue(), expected)
+
+    def test_an_embedding_application_gets_the_value_too(self) -> None:
+        heard: list[LogEvent] = []
+        globalLogPublisher.addObserver(heard.append)
+        self.addCleanup(globalLogPublisher.removeObserver, heard.append)
+        AuditLog(now=lambda: AT)(probe())
+        Logger(namespace="elsewhere").info("not ours")
+        (ours,) = (one for one in heard if one["log_namespace"] == NAMESPACE)
+        self.assertEqual(ours["event"], probe())
+        self.assertEqual(ours["line"], json_line(probe(), AT))
+        self.assertEqual(ours["log_format"].format(**ours), ours["line"])
+
+    def test_the_present_is_in_utc_where_no_clock_is_given(self) -> None:
+        stream = io.StringIO()
+        AuditLog(bare_lines(stream))(probe())
+        self.assertRegex(json.loads(stream.getvalue())["ts"], r"\A\d{4}-\d\d-\d\dT[\d:.]{12}Z\Z")
+
+
+PROGRAM = """
+import os, sys
+from mtlstunnel.events import ConnectionInfo, Probe
+from mtlstunnel.service.audit import standard_audit_log
+from twisted.logger import globalLogBeginner, textFileLogObserver
+
+held = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+log = standard_audit_log()
+if held:
+    print("descriptors", len(os.listdir("/proc/self/fd")) - held)
+globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
+info = ConnectionInfo(id="abc-1", peer="peer", listener="listener")
+log(Probe(connection=info, detail="nothing was sent", duration=0.0))
+sys.stdout.flush()
+"""
+
+
+class StandardError(unittest.SynchronousTestCase):
+    """Where the lines go by default."""
+
+    def run_program(self, **more: Any) -> tuple[str, str]:
+        environment = dict(os.environ, PYTHONPATH=str(Path(mtlstunnel.__file__).parents[1]))
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=True,
+            **more,
+        )
+        return done.stdout, done.stderr or ""
+
+    def test_bare_lines_on_standard_error_and_nothing_in_the_log(self) -> None:
+        out, err = self.run_program(stderr=subprocess.PIPE)
+        (line,) = err.splitlines()
+        self.assertEqual(json.loads(line)["event"], "probe")
+        self.assertNotIn("probe", out)
+
+    def test_the_log_where_standard_error_leads_nowhere(self) -> None:
+        out, _ = self.run_program(stderr=subprocess.DEVNULL)
+        (line,) = (one for one in out.splitlines() if NAMESPACE in one)
+        self.assertEqual(json.loads(line[line.index("{") :])["event"], "probe")
+
+    def test_the_log_where_standard_error_is_closed(self) -> None:
+        out, _ = self.run_program(preexec_fn=lambda: os.close(2))
+        self.assertIn(NAMESPACE, out)
+
+    def test_no_descriptor_is_left_open(self) -> None:
+        out, _ = self.run_program(stderr=subprocess.PIPE)
+        if "descriptors" not in out:
+            raise unittest.SkipTest("this system has no /proc/self/fd")
+        self.assertIn("descriptors 0\n", out)
