@@ -9,7 +9,7 @@ import attrs
 from OpenSSL import SSL, crypto
 from twisted.logger import Logger
 
-from mtlstunnel.errors import MtlstunnelError, ServerCertificateError
+from mtlstunnel.errors import BundleError, MtlstunnelError, ServerCertificateError
 from mtlstunnel.settings import AlertPolicy, TLSVersion
 from mtlstunnel.tls import bindings
 from mtlstunnel.tls.credentials import Credentials
@@ -51,6 +51,27 @@ def alert_for(reason: Reason, policy: AlertPolicy) -> Alert:
     if policy is AlertPolicy.SPECIFIC:
         return SPECIFIC_ALERT[reason]
     return Alert.BAD_CERTIFICATE
+
+
+class ServerConnection(SSL.Connection):
+    """
+    A server's connection that stays what it is.
+
+    Twisted's TLS layer calls ``set_accept_state`` on what it is given, and OpenSSL would forget the
+    keys of a session whose handshake the door has already made.
+    """
+
+    _accepts = False
+
+    def set_accept_state(self) -> None:
+        """Be a server, the first time."""
+        if not self._accepts:
+            self._accepts = True
+            super().set_accept_state()
+
+
+def _said(error: Exception) -> str:
+    return str(error.args[0][0][2]) if error.args and error.args[0] else "no detail"
 
 
 @attrs.define
@@ -95,24 +116,32 @@ class DoorContext:
             for certificate in self.credentials.chain[1:]:
                 context.add_extra_chain_cert(certificate)
             context.use_privatekey(self.credentials.key)
-        except SSL.Error as error:
-            said = error.args[0][-1][2] if error.args and error.args[0] else "no detail"
+        except (SSL.Error, crypto.Error) as error:
             raise ServerCertificateError(
-                f"--cert: OpenSSL does not take the server's certificate ({said}); "
+                f"--cert: OpenSSL does not take the server's certificate ({_said(error)}); "
                 "give one with a key of 2048 bits of RSA, or EC"
             ) from None
         store = context.get_cert_store()
         if store is None:
             raise MtlstunnelError("OpenSSL gives no certificate store for the CAs; reinstall it")
         store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+        problems = []
         for anchor in self.bundle.anchors:
-            store.add_cert(crypto.X509.from_cryptography(anchor.certificate))
+            try:
+                store.add_cert(crypto.X509.from_cryptography(anchor.certificate))
+            except crypto.Error as error:
+                problems.append(
+                    f"{anchor.title}: OpenSSL cannot read it ({_said(error)}); "
+                    "ask its issuer for a well-formed one"
+                )
+        if problems:
+            raise BundleError(problems)
         self._kept_alive = bindings.set_verify(context, self._verify, CERT_REJECTED)
         self._context = context
 
     def connection(self) -> SSL.Connection:
         """A new server connection over memory, ready for a ClientHello."""
-        connection = SSL.Connection(self._context, None)
+        connection = ServerConnection(self._context, None)
         connection.set_accept_state()
         return connection
 
