@@ -13,12 +13,14 @@ from twisted.internet.interfaces import (
     IStreamClientEndpointStringParserWithReactor,
     IStreamServerEndpointStringParser,
 )
+from twisted.logger import Logger, LoggingFile
 from twisted.plugin import getPlugins
 from twisted.python import usage
 
 from mtlstunnel.errors import ListenError, MtlstunnelError, SettingsError, person_lines
-from mtlstunnel.service.audit import standard_audit_log
+from mtlstunnel.service.audit import AuditLog, standard_audit_log
 from mtlstunnel.service.demo import DEMO_DIRECTORY, DEMO_PORT, Demo
+from mtlstunnel.service.listening import check_free
 from mtlstunnel.service.tunnel_service import TunnelService
 from mtlstunnel.settings import (
     CLIENT_PREFIXES,
@@ -33,13 +35,19 @@ from mtlstunnel.settings import (
     seconds,
 )
 
+_log = Logger(namespace="mtlstunnel")
+
 _Choice = TypeVar("_Choice", TLSVersion, AlertPolicy)
 
 
 def fail(error: MtlstunnelError) -> NoReturn:
     """Tell a person what is wrong and end the process with status 1."""
-    sys.stderr.write(person_lines(error))
-    sys.stderr.flush()
+    stream = sys.stderr
+    if isinstance(stream, LoggingFile) and sys.__stderr__ is not None:
+        # twistd has begun to log, and what is written to sys.stderr goes into that.
+        stream = sys.__stderr__
+    stream.write(person_lines(error))
+    stream.flush()
     raise SystemExit(1)
 
 
@@ -184,18 +192,24 @@ class _ForPeople(Service):
         self._started = started
 
     def privilegedStartService(self) -> None:
-        try:
-            self._tunnel.privilegedStartService()
-        except ListenError as error:
-            if self._foreground:
-                fail(error)
-            # In the background twistd hands this to the process the person waits for.
-            raise
+        self._open(self._tunnel.privilegedStartService)
 
     def startService(self) -> None:
         super().startService()
-        self._tunnel.startService()
+        # ``twist`` comes here first.
+        self._open(self._tunnel.startService)
         self._started()
+
+    def _open(self, start: Callable[[], None]) -> None:
+        try:
+            start()
+        except ListenError as error:
+            if self._foreground:
+                fail(error)
+            # In the background twistd hands this, cut short, to the process the person waits for,
+            # which then points to the log.
+            _log.critical("{problem}", problem=person_lines(error).rstrip())
+            raise
 
     def stopService(self) -> Any:
         super().stopService()
@@ -210,7 +224,8 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     parent = getattr(options, "parent", None)
-    foreground = parent is None or bool(parent.get("nodaemon"))
+    # ``twist`` has no such option: it is always in the foreground.
+    foreground = parent is None or bool(parent.get("nodaemon", True))
     try:
         demo = Demo.make(Path(DEMO_DIRECTORY)) if options["demo"] else None
         settings = options.settings(demo)
@@ -219,7 +234,11 @@ def makeService(options: Options) -> IService:
             upstream = demo.serve(reactor)
             upstream.setServiceParent(services)
             settings = attrs.evolve(settings, upstream=upstream.address)
-        tunnel = TunnelService(settings, reactor, standard_audit_log())
+        # A process in the background will have no standard error any more.
+        events = standard_audit_log() if foreground else AuditLog()
+        tunnel = TunnelService(settings, reactor, events)
+        # Before twistd writes its pid file, and while somebody looks.
+        check_free(settings.listen)
     except MtlstunnelError as error:
         fail(error)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred
@@ -68,6 +68,26 @@ def server_endpoints(reactor: Any, place: Place) -> list[IStreamServerEndpoint]:
             f"--port {place.text!r}: Twisted does not understand this endpoint ({fault}); "
             "give 8443, 127.0.0.1:8443, unix:/path or systemd:domain=INET:index=0"
         ) from None
+
+
+def check_free(places: Iterable[Place]) -> None:
+    """
+    See whether the TCP addresses among some places can be had, without keeping them: a process that
+    goes into the background before it listens can tell nobody what is wrong.
+
+    :raises ListenError: one cannot be had
+    """
+    for place in places:
+        if not isinstance(place, Address):
+            continue
+        for host in _addresses(place):
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            try:
+                with socket.socket(family) as trial:
+                    trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    trial.bind((host, place.port))
+            except OSError as error:
+                raise _explain(place, error) from None
 
 
 def _explain(place: Place, failure: BaseException) -> ListenError:

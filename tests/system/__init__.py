@@ -1,0 +1,1 @@
+"""Whole processes: a tunnel as people start it, and the programs they talk to it with."""
