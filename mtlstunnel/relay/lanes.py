@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
+from collections import deque
+from collections.abc import Callable
 from fcntl import ioctl
 from termios import TIOCOUTQ
 from typing import Any, Protocol
 
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
+    IDelayedCall,
+    IPullProducer,
     IPushProducer,
     IReactorFDSet,
     IReactorTime,
@@ -96,6 +101,43 @@ class Lane(Protocol):
         """Reset the connection now."""
 
 
+class _Acknowledgement:
+    """
+    Waits until the peer's system has all that was sent on a socket.  A RST throws away what our own
+    has not sent yet, and there is no event for that.
+    """
+
+    def __init__(self, clock: IReactorTime, sock: socket.socket, then: Callable[[], None]) -> None:
+        self._clock = clock
+        self._socket = sock
+        self._then = then
+        self._call: IDelayedCall | None = None
+
+    def look(self, wait: float = _FIRST_LOOK) -> None:
+        """Call back now, or look again after ``wait`` seconds."""
+        self._call = None
+        if self._outstanding():
+            self._call = self._clock.callLater(wait, self.look, min(wait * 2, _SLOWEST_LOOK))
+        else:
+            self._then()
+
+    def cancel(self) -> None:
+        """Look no more."""
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+
+    def _outstanding(self) -> bool:
+        try:
+            # A peer that has reset the connection acknowledges nothing.
+            if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                return False
+            answer = ioctl(self._socket, TIOCOUTQ, bytes(4))
+        except OSError:
+            return False
+        return struct.unpack("i", answer) != (0,)
+
+
 @implementer(IReadWriteDescriptor)
 class SocketLane:
     """A lane on the socket of a Twisted transport, which stays as the one that closes it."""
@@ -114,14 +156,14 @@ class SocketLane:
         self._fd = self._socket.fileno()
         self._buffer = buffer
         self._view = memoryview(buffer)
-        self.owner: LaneOwner = _UNOWNED
+        self.owner: LaneOwner = NOBODY
         self._out = bytearray()
         self._sent = 0
         self._reading = False
         self._at_end = False
         self._writing = False
         self._ending = False
-        self._resetting = False
+        self._resetting: _Acknowledgement | None = None
         self._was_reset = False
         self._is_broken = False
         self._closed = False
@@ -229,8 +271,8 @@ class SocketLane:
             self._reactor.removeWriter(self)
 
     def _drained(self) -> None:
-        if self._resetting:
-            self._reset_when_acknowledged(_FIRST_LOOK)
+        if self._resetting is not None:
+            self._resetting.look()
             return
         if self._ending:
             try:
@@ -249,7 +291,7 @@ class SocketLane:
         self._out = bytearray()
         self._sent = self.held = 0
         self._stop_writing()
-        if self._resetting:
+        if self._resetting is not None:
             self.abort()
         else:
             self.owner.broken()
@@ -270,33 +312,15 @@ class SocketLane:
 
     def reset(self) -> None:
         """See :meth:`Lane.reset`."""
-        if self._closed or self._resetting:
+        if self._closed or self._resetting is not None:
             return
-        self._resetting = True
         self.pause()
-        if not self.held:
-            self._reset_when_acknowledged(_FIRST_LOOK)
-
-    def _reset_when_acknowledged(self, wait: float) -> None:
-        # A RST throws away what our own system has not sent yet, and there is no event for that.
-        if self._closed:
-            return
-        if self._unacknowledged():
-            self._reactor.callLater(
-                wait, self._reset_when_acknowledged, min(wait * 2, _SLOWEST_LOOK)
-            )
-        else:
-            self.abort()
-
-    def _unacknowledged(self) -> int:
         if self._is_broken:
-            return 0
-        answer = bytearray(4)
-        try:
-            ioctl(self._fd, TIOCOUTQ, answer)
-        except OSError:
-            return 0
-        return int.from_bytes(answer, "little")
+            self.abort()
+            return
+        self._resetting = _Acknowledgement(self._reactor, self._socket, self.abort)
+        if not self.held:
+            self._resetting.look()
 
     def abort(self) -> None:
         """See :meth:`Lane.abort`."""
@@ -311,12 +335,14 @@ class SocketLane:
     def _lose(self, how: str) -> None:
         if self._closed:
             return
-        self._release(ConnectionDone())
+        self._release(ConnectionAborted())
         self.owner.lost(how)
 
     def _release(self, why: Exception) -> None:
         self.pause()
         self._stop_writing()
+        if self._resetting is not None:
+            self._resetting.cancel()
         self._closed = True
         self._out = bytearray()
         self.held = 0
@@ -349,8 +375,36 @@ class SocketLane:
         if not self._closed:
             self.pause()
             self._stop_writing()
+            if self._resetting is not None:
+                self._resetting.cancel()
             self._closed = True
             self.owner.lost("stopped")
+
+
+@implementer(IPullProducer)
+class _WhenWritten:
+    """Calls back, once, when a transport has written all that it holds."""
+
+    def __init__(self, transport: Connection, then: Callable[[], None]) -> None:
+        self._transport = transport
+        self._then = then
+        self._asked = False
+
+    def ask(self) -> None:
+        """Begin to wait."""
+        # Pull producers are asked at once, and then whenever the transport's buffer is empty.
+        self._transport.registerProducer(self, False)
+        self._asked = True
+        if self._transport.connected:
+            self._transport.startWriting()
+
+    def resumeProducing(self) -> None:
+        if self._asked:
+            self._transport.unregisterProducer()
+            self._then()
+
+    def stopProducing(self) -> None:
+        pass
 
 
 @implementer(IPushProducer)
@@ -366,20 +420,24 @@ class TransportLane:
         self.moved = 0
         self._transport = transport
         self._clock = clock
-        self.owner: LaneOwner = _UNOWNED
-        self._early: list[bytes] = []
+        self.owner: LaneOwner = NOBODY
+        self._early: deque[bytes] = deque()
         self._early_end: Failure | str | None = None
         self._paused = True
+        self._produces = False
         self._full = False
         self._at_end = False
         self._ending = False
+        self._ended = False
         self._resetting = False
+        self._acknowledgement: _Acknowledgement | None = None
         self._leaving = False
         self._closed = False
 
     def start(self) -> None:
         """See :meth:`Lane.start`."""
         if not self._closed:
+            self._produces = True
             self._transport.registerProducer(self, True)
         self.resume()
 
@@ -391,12 +449,12 @@ class TransportLane:
 
     def resume(self) -> None:
         """See :meth:`Lane.resume`."""
-        if not self._paused:
+        if not self._paused or self._resetting:
             return
         self._paused = False
         # What a transport still delivered after it was paused comes first, and in order.
         while self._early and not self._paused:
-            self.owner.received(memoryview(self._early.pop(0)))
+            self.owner.received(memoryview(self._early.popleft()))
         if self._paused:
             return
         if self._early_end is not None:
@@ -430,7 +488,9 @@ class TransportLane:
         if self._closed:
             return
         self._closed = True
-        if self._leaving:
+        if self._acknowledgement is not None:
+            self._acknowledgement.cancel()
+        if self._leaving or self._resetting:
             self.owner.gone()
         elif self._paused and self._early:
             self._early_end = reason
@@ -454,12 +514,14 @@ class TransportLane:
             return True
         self.moved += 1
         self._transport.write(bytes(data))
+        if self._full:
+            self.held += len(data)
         return not self._full
 
     def pauseProducing(self) -> None:
         """The transport's buffer is full."""
         self._full = True
-        self.held = 1
+        self.held = max(self.held, 1)
 
     def resumeProducing(self) -> None:
         """The transport's buffer is empty."""
@@ -475,18 +537,24 @@ class TransportLane:
         """The transport is closing; :meth:`raw_lost` follows."""
 
     def _drained(self) -> None:
-        if self._full or self._closed:
+        if self._full or self._closed or self._ended or self._leaving:
             return
         if self._resetting:
-            self.abort()
+            self._reset_when_written()
             return
         if self._ending:
+            self._ended = True
             self._half_close()
         self.owner.drained()
 
+    def _produce_no_more(self) -> None:
+        if self._produces:
+            self._produces = False
+            self._transport.unregisterProducer()
+
     def _half_close(self) -> None:
         transport = self._transport
-        transport.unregisterProducer()
+        self._produce_no_more()
         if ISSLTransport.providedBy(transport) or not hasattr(transport, "loseWriteConnection"):
             # Twisted's TLS sends close_notify here, and goes on delivering until the peer's.
             transport.loseConnection()
@@ -507,12 +575,30 @@ class TransportLane:
 
     def reset(self) -> None:
         """See :meth:`Lane.reset`."""
-        if self._closed or self._resetting:
+        if self._closed:
+            self.owner.gone()
             return
-        self._resetting = True
+        if self._resetting or self._leaving:
+            return
         self.pause()
+        self._resetting = True
         if not self._full:
+            # Twisted's TLS writes what it was given a moment later.
+            self._clock.callLater(0, self._reset_when_written)
+
+    def _reset_when_written(self) -> None:
+        if self._closed or self._leaving or self._acknowledgement is not None:
+            return
+        self._produce_no_more()
+        under = self._transport
+        while under is not None and not isinstance(under, Connection):
+            under = getattr(under, "transport", None)
+        if under is None:
             self.abort()
+            return
+        waiting = _Acknowledgement(self._clock, under.getHandle(), self.abort)
+        self._acknowledgement = waiting
+        _WhenWritten(under, waiting.look).ask()
 
     def abort(self) -> None:
         """See :meth:`Lane.abort`."""
@@ -522,8 +608,9 @@ class TransportLane:
         if self._closed:
             self.owner.gone()
             return
-        if not self._leaving and not self._ending:
-            self._transport.unregisterProducer()
+        if self._acknowledgement is not None:
+            self._acknowledgement.cancel()
+        self._produce_no_more()
         self._leaving = True
         # A transport that does not read does not see that the peer hangs up.
         if self._paused and not self._at_end:
@@ -532,8 +619,8 @@ class TransportLane:
         how()
 
 
-class _Unowned:
-    """Stands in before :meth:`Lane.start`."""
+class _Nobody:
+    """Nothing is told to it."""
 
     def received(self, data: memoryview) -> None: ...
     def ended(self) -> None: ...
@@ -543,7 +630,8 @@ class _Unowned:
     def gone(self) -> None: ...
 
 
-_UNOWNED = _Unowned()
+NOBODY = _Nobody()
+"""Owns a lane before and after its life."""
 
 
 def make_lane(

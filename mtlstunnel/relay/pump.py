@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from mtlstunnel.relay.lanes import Lane
+from mtlstunnel.relay.lanes import NOBODY, Lane
 from mtlstunnel.relay.session import Side
 from mtlstunnel.tls.records import BATCH, Inbound, RecordMachine
 
@@ -150,13 +150,13 @@ class PumpSide:
         """See :class:`~mtlstunnel.relay.lanes.LaneOwner`."""
         if self._ending:
             self._owner.side_delivered(self.side)
-            return
-        self.other.read_on()
+        else:
+            self.other.read_on()
         self.read_on()
 
     def read_on(self) -> None:
-        """Read again, if there is anything to be read for."""
-        if not self._finished:
+        """Read again, unless there is nobody to read for, or somebody who is still to take more."""
+        if not (self._finished or self.other.lane.held or self.lane.held > BATCH):
             self.lane.resume()
 
     def gone(self) -> None:
@@ -176,6 +176,11 @@ class PumpSide:
                 self._on_bytes(machine)
         if not self.lane.send(wire):
             self.other.lane.pause()
+        if machine is not None and machine.inbound is Inbound.BROKEN:
+            # Some of it is missing, so nothing may follow.
+            self._finished = True
+            self._owner.side_lost(self.side, machine.inbound.value, machine.fault)
+            self.lane.abort()
 
     def end(self) -> None:
         """Tell this side that no more will come: close_notify where there is TLS, then FIN."""
@@ -190,6 +195,12 @@ class PumpSide:
         """Take nothing more from this side."""
         self._finished = True
         self.lane.pause()
+
+    def let_go(self) -> None:
+        """The tunnel is over: leave no reference cycle around its session."""
+        self.lane.owner = NOBODY
+        if hasattr(self, "other"):
+            del self.other
 
     def discard(self) -> None:
         """Read this side to its end and drop what comes."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections import deque
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from mtlstunnel.events import Closed, EventSink
@@ -16,6 +18,7 @@ from mtlstunnel.relay.session import (
     Abort,
     Arm,
     Close,
+    Command,
     Commands,
     Dial,
     Disarm,
@@ -33,6 +36,8 @@ from mtlstunnel.relay.upstream import Attempt, Upstream, UpstreamFactory, Upstre
 from mtlstunnel.settings import TimeLimits
 from mtlstunnel.tls.door import EstablishedSession, ISessionTaker
 from mtlstunnel.tls.records import Buffers, RecordMachine, open_machine
+
+_log = Logger()
 
 SHRINK_SECONDS = 2.0
 """How long a session is quiet before it gives back the memory that a batch made it take."""
@@ -96,6 +101,8 @@ class Tunnel(Protocol):
     def take_session(self, session: EstablishedSession) -> None:
         """The client was let in: dial for it."""
         factory = self.factory
+        self._todo: deque[Command] = deque()
+        self._doing = False
         self._started = factory.reactor.seconds()
         self._established = session
         self._session = TunnelSession(factory.limits)
@@ -116,32 +123,44 @@ class Tunnel(Protocol):
     # What the session commands ----------------------------------------------------------------
 
     def _do(self, commands: Commands) -> None:
-        for command in commands:
-            match command:
-                case Dial():
-                    self._dial()
-                case HangUp():
-                    self._hang_up()
-                case Relay():
-                    self._relay()
-                case Arm(seconds):
-                    self._arm(seconds)
-                case Disarm():
-                    self._disarm()
-                case Finish():
-                    self._finish()
-                case End(side):
-                    self._side(side).end()
-                case Discard(side):
-                    self._side(side).discard()
-                case StopReading(side):
-                    self._side(side).stop_reading()
-                case Close(side):
-                    self._side(side).lane.close()
-                case Reset(side):
-                    self._side(side).lane.reset()
-                case Abort(side):
-                    self._side(side).lane.abort()
+        # Doing one may bring others at once.  They come after those that are there already: the
+        # timer that an end arms must not be armed after the tunnel has finished.
+        self._todo.extend(commands)
+        if self._doing:
+            return
+        self._doing = True
+        try:
+            while self._todo:
+                self._do_one(self._todo.popleft())
+        finally:
+            self._doing = False
+
+    def _do_one(self, command: Command) -> None:
+        match command:
+            case Dial():
+                self._dial()
+            case HangUp():
+                self._hang_up()
+            case Relay():
+                self._relay()
+            case Arm(seconds):
+                self._arm(seconds)
+            case Disarm():
+                self._disarm()
+            case Finish():
+                self._finish()
+            case End(side):
+                self._side(side).end()
+            case Discard(side):
+                self._side(side).discard()
+            case StopReading(side):
+                self._side(side).stop_reading()
+            case Close(side):
+                self._side(side).lane.close()
+            case Reset(side):
+                self._side(side).lane.reset()
+            case Abort(side):
+                self._side(side).lane.abort()
 
     def _side(self, side: Side) -> PumpSide:
         return cast("PumpSide", self._client if side is Side.CLIENT else self._upstream)
@@ -228,22 +247,37 @@ class Tunnel(Protocol):
         factory = self.factory
         factory.live.discard(self)
         factory.shrinker.forget(self._machine)
-        factory.events(
-            Closed(
-                connection=self._established.info,
-                upstream=factory.upstream_name,
-                bytes_in=0 if self._client is None else self._client.received_bytes,
-                bytes_out=0 if self._upstream is None else self._upstream.received_bytes,
-                client_end=self._session.end_of(Side.CLIENT),
-                upstream_end=self._session.end_of(Side.UPSTREAM),
-                detail=self._session.detail,
-                duration=round(factory.reactor.seconds() - self._started, 6),
-            )
+        event = Closed(
+            connection=self._established.info,
+            upstream=factory.upstream_name,
+            bytes_in=0 if self._client is None else self._client.received_bytes,
+            bytes_out=0 if self._upstream is None else self._upstream.received_bytes,
+            client_end=self._session.end_of(Side.CLIENT),
+            upstream_end=self._session.end_of(Side.UPSTREAM),
+            detail=self._session.detail,
+            duration=round(factory.reactor.seconds() - self._started, 6),
         )
+        # A session weighs 40 KiB, and the garbage collector comes late: it must not wait for it.
+        for side in (self._client, self._upstream):
+            if side is not None:
+                side.let_go()
+        self._client = self._upstream = self._upstream_protocol = None
+        del self._machine, self._established, self._client_lane
+        try:
+            factory.events(event)
+        except Exception:
+            _log.failure("the end of a connection could not be told: {event}", event=event)
+
+
+if TYPE_CHECKING:
+    _TunnelFactory = Factory[Tunnel]
+else:
+    # Twisted's factories have no type parameter before 25.5.
+    _TunnelFactory = Factory
 
 
 @attrs.define(eq=False, slots=False)
-class TunnelFactory(Factory[Tunnel]):
+class TunnelFactory(_TunnelFactory):
     """
     Makes tunnels to one upstream; goes behind a :class:`~mtlstunnel.tls.door.DoorFactory`.
 

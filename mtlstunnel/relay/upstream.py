@@ -6,6 +6,7 @@ from typing import Any, Protocol, cast
 
 import attrs
 from twisted.internet import error
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, clientFromString
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
@@ -16,7 +17,7 @@ from twisted.internet.interfaces import (
 from twisted.protocols.portforward import ProxyClient, ProxyClientFactory
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
-from zope.interface import implementer
+from zope.interface import alsoProvides, implementer
 
 from mtlstunnel.errors import SettingsError
 from mtlstunnel.settings import Address, Place
@@ -58,10 +59,15 @@ class UpstreamProtocol(ProxyClient):
 
     def _be_ready(self) -> None:
         self._ready = True
+        cast("UpstreamFactory", self.factory).forget()
         transport = cast("Any", self.transport)
         transport.pauseProducing()
         if hasattr(transport, "setTcpNoDelay"):
             transport.setTcpNoDelay(True)
+        between = getattr(transport, "protocol", self)
+        if between is not self and not isinstance(transport, TLSMemoryBIOProtocol):
+            # What an endpoint puts between says only the last of this one's interfaces.
+            alsoProvides(between, IHalfCloseableProtocol)
         cast("UpstreamFactory", self.factory).dialler.upstream_connected(self)
 
     def dataReceived(self, data: bytes) -> None:
@@ -88,6 +94,7 @@ class UpstreamFactory(ProxyClientFactory):
 
     protocol = UpstreamProtocol
     noisy = False
+    _built: UpstreamProtocol | None = None
 
     def __init__(self, dialler: Dialler) -> None:
         self.dialler = dialler
@@ -96,10 +103,21 @@ class UpstreamFactory(ProxyClientFactory):
         """The upstream's end."""
         protocol = UpstreamProtocol()
         protocol.factory = self
+        self._built = protocol
         return protocol
+
+    def give_up(self) -> None:
+        """Cut off what is connected already, but has not finished its TLS handshake."""
+        if self._built is not None and self._built.transport is not None:
+            cast("Any", self._built.transport).abortConnection()
+
+    def forget(self) -> None:
+        """There is nothing to give up any more."""
+        self._built = None
 
     def clientConnectionFailed(self, connector: object, reason: Failure) -> None:
         """The upstream cannot be had."""
+        self.forget()
         self.dialler.upstream_unreachable(*explain_failure(reason))
 
 
@@ -154,6 +172,16 @@ class _Connecting:
 
 
 @attrs.frozen
+class _ConnectingEndpoint:
+    connecting: Deferred[Any]
+    factory: UpstreamFactory
+
+    def cancel(self) -> None:
+        self.connecting.cancel()
+        self.factory.give_up()
+
+
+@attrs.frozen
 class TCPUpstream:
     """An IP address and a port: connected without a look-up and without a Deferred."""
 
@@ -177,7 +205,7 @@ class EndpointUpstream:
         """See :class:`Upstream`."""
         connecting = self.endpoint.connect(factory)
         connecting.addErrback(lambda reason: factory.clientConnectionFailed(None, reason))
-        return connecting
+        return _ConnectingEndpoint(connecting, factory)
 
 
 def make_upstream(reactor: Any, place: Place) -> Upstream:

@@ -24,6 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from mtlstunnel.errors import ServerCertificateError
 from mtlstunnel.tls.credentials import Credentials, load_credentials
 from mtlstunnel.trust.identity import spki_sha256
+from mtlstunnel.trust.pem import quoted_path, shown_path
 
 LIFETIME = datetime.timedelta(days=397)
 """The longest that common clients take for a server's certificate."""
@@ -34,13 +35,23 @@ _CLOCK_SKEW = datetime.timedelta(hours=1)
 def default_state_dir(environment: Mapping[str, str]) -> Path:
     """
     Where state is kept: systemd's STATE_DIRECTORY, else ``mtlstunnel`` under XDG_STATE_HOME.
+
+    :raises ServerCertificateError: there is no such place
     """
     systemd = environment.get("STATE_DIRECTORY", "").split(":")[0]
     if systemd:
         return Path(systemd)
     state_home = environment.get("XDG_STATE_HOME", "")
-    base = Path(state_home) if state_home.startswith("/") else Path.home() / ".local" / "state"
-    return base / "mtlstunnel"
+    if state_home.startswith("/"):
+        return Path(state_home) / "mtlstunnel"
+    try:
+        return Path.home() / ".local" / "state" / "mtlstunnel"
+    except RuntimeError:
+        # A user id that nobody knows, as containers have it.
+        raise ServerCertificateError(
+            "--state-dir is missing, and there is no home directory to keep the self-made "
+            "certificate in; give a directory, or a certificate with --cert and --key"
+        ) from None
 
 
 def _general_name(name: str) -> x509.GeneralName:
@@ -115,22 +126,41 @@ def selfmade_credentials(
     """
     stem = _file_stem(domains)
     cert_path, key_path = state_dir / f"{stem}.pem", state_dir / f"{stem}.key"
-    if cert_path.exists() and key_path.exists():
-        kept = load_credentials(cert_path, key_path, at)
-        wanted = {_general_name(domain) for domain in domains}
-        if kept.chain[0].not_valid_after_utc > at and _names(kept.chain[0]) == wanted:
-            return kept, cert_path
-    certificate, key = _make(domains, at)
     try:
+        kept = _kept(cert_path, key_path, domains, at)
+        if kept is not None:
+            return kept, cert_path
+        certificate, key = _make(domains, at)
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write(key_path, key, 0o600)
         _write(cert_path, certificate, 0o644)
     except OSError as error:
         raise ServerCertificateError(
-            f"--state-dir {state_dir}: the self-made certificate cannot be kept there: "
+            f"--state-dir {shown_path(state_dir)}: the self-made certificate cannot be kept there: "
             f"{error.strerror}; give another directory, or a certificate with --cert and --key"
         ) from None
     return load_credentials(cert_path, key_path, at), cert_path
+
+
+def _kept(
+    cert_path: Path, key_path: Path, domains: Sequence[str], at: datetime.datetime
+) -> Credentials | None:
+    if not (cert_path.exists() and key_path.exists()):
+        return None
+    try:
+        kept = load_credentials(cert_path, key_path, at)
+        names = _names(kept.chain[0])
+    except (ServerCertificateError, ValueError) as error:
+        # What it says to do is for files that a person has given.
+        said = str(error).rpartition("; ")[0] or "it cannot be read"
+        raise ServerCertificateError(
+            f"--state-dir {shown_path(cert_path.parent)}: the self-made certificate that is kept "
+            f"there is damaged ({said}); remove {cert_path.name} and {key_path.name}, and a new "
+            "one is made"
+        ) from None
+    wanted = {_general_name(domain) for domain in domains}
+    is_good = kept.chain[0].not_valid_after_utc > at and names == wanted
+    return kept if is_good else None
 
 
 def pin_advice(credentials: Credentials, path: Path) -> tuple[str, ...]:
@@ -144,8 +174,8 @@ def pin_advice(credentials: Credentials, path: Path) -> tuple[str, ...]:
     colons = ":".join(digest[i : i + 2].upper() for i in range(0, len(digest), 2))
     until = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
     return (
-        f"no --cert given: using a self-made certificate, {path}, valid until {until}",
+        f"no --cert given: using a self-made certificate, {shown_path(path)}, valid until {until}",
         f"its SHA-256 is {colons}",
-        f"clients pin it with that file as their CA (curl --cacert {path}) or by its key "
-        f"(curl -k --pinnedpubkey sha256//{pin})",
+        f"clients pin it with that file as their CA (curl --cacert {quoted_path(path)}) or by "
+        f"its key (curl -k --pinnedpubkey sha256//{pin})",
     )

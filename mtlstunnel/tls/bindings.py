@@ -213,12 +213,22 @@ if HAS_RECORDS:
         """A ``char *`` to what may be read only."""
         return _ffi.from_buffer(data)
 
-    def take_error() -> str:
-        """The text of the oldest error in this thread's queue, which is emptied."""
-        code = _lib.ERR_get_error()
-        text = _ffi.NULL if code == 0 else _lib.ERR_reason_error_string(code)
-        _lib.ERR_clear_error()
-        return "" if text == _ffi.NULL else bytes(_ffi.string(text)).decode("ascii", "replace")
+    def take_errors() -> list[str]:
+        """The texts of the errors in this thread's queue, the oldest first; it is empty then."""
+        texts = []
+        while code := _lib.ERR_get_error():
+            text = _lib.ERR_reason_error_string(code)
+            if text != _ffi.NULL:
+                texts.append(bytes(_ffi.string(text)).decode("ascii", "replace"))
+        return texts
+
+
+def handshake_is_done(protocol: TLSMemoryBIOProtocol) -> None:
+    """
+    Tell a ``TLSMemoryBIOProtocol`` before it is connected that its handshake is made: otherwise it
+    answers ``loseConnection`` in the wrapped protocol's ``connectionMade`` with a reset.
+    """
+    protocol._handshakeDone = True
 
 
 def deliver_buffered(protocol: TLSMemoryBIOProtocol) -> None:
@@ -226,4 +236,5 @@ def deliver_buffered(protocol: TLSMemoryBIOProtocol) -> None:
     Let a ``TLSMemoryBIOProtocol`` deliver what came behind the client's handshake: it looks only
     when more arrives.
     """
-    protocol._flushReceiveBIO()
+    if protocol._tlsConnection is not None:
+        protocol._flushReceiveBIO()

@@ -17,6 +17,7 @@ from twisted.internet.interfaces import (
     IProtocolFactory,
     IReactorTime,
 )
+from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
@@ -25,6 +26,7 @@ from mtlstunnel.events import (
     AcceptedClient,
     ConnectionIds,
     ConnectionInfo,
+    Event,
     EventSink,
     Probe,
     RefusedClient,
@@ -39,6 +41,8 @@ from mtlstunnel.trust.verdict import Accepted, Refused
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
+
+_log = Logger()
 
 REFUSAL_LINGER_SECONDS = 5.0
 """How long a refused client may take to read its alert and hang up."""
@@ -58,6 +62,10 @@ class RawReceiver(Protocol):
 
     def raw_lost(self, reason: Failure) -> None:
         """The transport is gone."""
+
+
+def _drop_all(data: bytes) -> None:
+    """For what comes when the connection is over; a method here would be a reference cycle."""
 
 
 class _Nobody:
@@ -113,9 +121,13 @@ class DoorProtocol(TLSMemoryBIOProtocol):
     factory: DoorFactory
     transport: Any
     identity: Identity | None = None
+    _handshake: Handshake | None = None
+    _connection: SSL.Connection | None = None
     _socket: socket.socket | None = None
     _timer: IDelayedCall | None = None
     _session: EstablishedSession | None = None
+    _embedded = False
+    _aborted_by_us = False
     _dropped = 0
 
     def makeConnection(self, transport: Any) -> None:
@@ -125,6 +137,7 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         self.connected = 1
         self._started = factory.clock.seconds()
         self._handshake = Handshake(factory.context)
+        self._generation = factory.context.generation
         self._receive: Callable[[bytes], None] = self._handshake_received
         self._listener = factory.listener or describe_address(transport.getHost())
         self._info: ConnectionInfo | None = None
@@ -144,7 +157,7 @@ class DoorProtocol(TLSMemoryBIOProtocol):
                 id=self.factory.next_id(),
                 peer=describe_address(self.transport.getPeer()),
                 listener=self._listener,
-                generation=self._handshake.context.generation,
+                generation=self._generation,
             )
         return self._info
 
@@ -152,15 +165,24 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         """Ciphertext from the client."""
         self._receive(data)
 
+    def _tell(self, event: Event) -> bool:
+        """Whether an event could be told."""
+        try:
+            self.factory.events(event)
+        except Exception:
+            _log.failure("a verdict could not be told: {event}", event=event)
+            return False
+        return True
+
     def _handshake_received(self, data: bytes) -> None:
-        handshake = self._handshake
+        handshake = cast("Handshake", self._handshake)
         wire = handshake.receive(data)
         if wire:
             self._send(wire)
         if handshake.progress is Progress.ACCEPTED:
-            self._accepted()
+            self._accepted(handshake)
         elif handshake.progress is Progress.REFUSED:
-            self._refused(cast("Refused", handshake.verdict))
+            self._refused(handshake, cast("Refused", handshake.verdict))
         elif handshake.progress is Progress.NOT_TLS:
             self._probed(f"sent {len(data)} bytes that are not TLS")
 
@@ -180,20 +202,23 @@ class DoorProtocol(TLSMemoryBIOProtocol):
     def _seconds(self) -> float:
         return round(self.factory.clock.seconds() - self._started, 6)
 
-    def _accepted(self) -> None:
+    def _accepted(self, handshake: Handshake) -> None:
         self._stop_timer()
-        handshake = self._handshake
+        self._handshake = None
         verdict = cast("Accepted", handshake.verdict)
-        self.identity = verdict.identity
-        self.factory.events(
-            AcceptedClient(
-                connection=self.info,
-                tls=handshake.tls_info(),
-                client=verdict.identity,
-                ca=verdict.anchor_sha256,
-                duration=self._seconds(),
-            )
+        accepted = AcceptedClient(
+            connection=self.info,
+            tls=handshake.tls_info(),
+            client=verdict.identity,
+            ca=verdict.anchor_sha256,
+            duration=self._seconds(),
         )
+        if not self._tell(accepted):
+            # Nobody comes in of whom there is no record.
+            self._receive = self._drop
+            self._cut_off()
+            return
+        self.identity = verdict.identity
         if ISessionTaker.providedBy(self.wrappedProtocol):
             session = EstablishedSession(
                 handshake.connection,
@@ -207,13 +232,15 @@ class DoorProtocol(TLSMemoryBIOProtocol):
             self.transport.pauseProducing()
             self.wrappedProtocol.take_session(session)
         else:
+            self._embedded = True
             self._receive = super().dataReceived
+            self._connection = handshake.connection
+            bindings.handshake_is_done(self)
             super().makeConnection(self.transport)
             bindings.deliver_buffered(self)
 
-    def _refused(self, verdict: Refused) -> None:
-        handshake = self._handshake
-        self.factory.events(
+    def _refused(self, handshake: Handshake, verdict: Refused) -> None:
+        self._tell(
             RefusedClient(
                 connection=self.info,
                 tls=handshake.tls_info(),
@@ -228,13 +255,14 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         self._linger()
 
     def _probed(self, detail: str) -> None:
-        self.factory.events(Probe(connection=self.info, detail=detail, duration=self._seconds()))
+        self._tell(Probe(connection=self.info, detail=detail, duration=self._seconds()))
         self._linger()
 
     def _linger(self) -> None:
         # The alert must be read before a RST can overtake it, and unread input makes close() send
         # one: so FIN first, then drop what still comes until the client hangs up.
         self._stop_timer()
+        self._handshake = None
         self._receive = self._drop
         self._timer = self.factory.clock.callLater(REFUSAL_LINGER_SECONDS, self._cut_off)
         if hasattr(self.transport, "loseWriteConnection"):
@@ -254,10 +282,14 @@ class DoorProtocol(TLSMemoryBIOProtocol):
     def _too_slow(self) -> None:
         self._timer = None
         waited = f"{self.factory.handshake_timeout:g} s"
-        if self._handshake.progress is Progress.SILENT:
+        handshake = cast("Handshake", self._handshake)
+        if handshake.progress is Progress.SILENT:
             self._probed(f"sent nothing for {waited}")
         else:
-            self._refused(Refused(Reason.OTHER, f"the handshake was not finished within {waited}"))
+            self._refused(
+                handshake,
+                Refused(Reason.OTHER, f"the handshake was not finished within {waited}"),
+            )
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -279,36 +311,33 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         """The client's transport is gone."""
         self._stop_timer()
         self.factory.live.discard(self)
+        self._receive = _drop_all
+        handshake, self._handshake = self._handshake, None
         if self._session is not None:
             session, self._session = self._session, None
             session.receiver.raw_lost(reason)
-            return
-        if self.identity is not None:
+        elif self._embedded:
             super().connectionLost(reason)
-            return
-        self.connected = 0
-        if self._receive == self._handshake_received:
-            self._vanished(reason)
-        self._receive = self._drop
+        else:
+            self.connected = 0
+            if handshake is not None:
+                self._vanished(handshake, reason)
 
-    def _vanished(self, reason: Failure) -> None:
-        how = "hung up" if reason.check(ConnectionDone) else "reset the connection"
-        if self._handshake.progress is Progress.SILENT:
-            self.factory.events(
-                Probe(
-                    connection=self.info,
-                    detail=f"{how} without sending anything",
-                    duration=self._seconds(),
-                )
-            )
+    def _vanished(self, handshake: Handshake, reason: Failure) -> None:
+        if self._aborted_by_us:
+            how = "was cut off as the service stopped"
+        else:
+            how = "hung up" if reason.check(ConnectionDone) else "reset the connection"
+        if handshake.progress is Progress.SILENT:
+            detail = f"{how} without sending anything"
+            self._tell(Probe(connection=self.info, detail=detail, duration=self._seconds()))
             return
-        verdict = Refused(Reason.OTHER, f"the client {how} in the middle of the handshake")
-        self.factory.events(
+        self._tell(
             RefusedClient(
                 connection=self.info,
-                tls=self._handshake.tls_info(),
-                reason=verdict.reason,
-                detail=verdict.detail,
+                tls=handshake.tls_info(),
+                reason=Reason.OTHER,
+                detail=f"the client {how} in the middle of the handshake",
                 depth=None,
                 alert=None,
                 client=None,
@@ -318,10 +347,14 @@ class DoorProtocol(TLSMemoryBIOProtocol):
 
     def established_connection(self) -> SSL.Connection:
         """The connection whose handshake is done, for the TLS layer to go on with."""
-        return self._handshake.connection
+        connection, self._connection = self._connection, None
+        if connection is None:
+            raise RuntimeError("the handshake is not done")
+        return connection
 
     def abort(self) -> None:
         """Cut the connection off at once, whatever it is doing; for the end of the service."""
+        self._aborted_by_us = True
         self.transport.abortConnection()
 
 

@@ -94,6 +94,8 @@ class Handshake:
     progress: Progress = attrs.field(init=False, default=Progress.SILENT)
     verdict: Verdict | None = attrs.field(init=False, default=None)
     alert: int | None = attrs.field(init=False, default=None)
+    _answered: bool = attrs.field(init=False, default=False)
+    """A flight of handshake messages went out, so the version is agreed."""
 
     def __attrs_post_init__(self) -> None:
         self.connection = self.context.connection()
@@ -154,7 +156,9 @@ class Handshake:
             parts.append(part)
             if len(part) < _WIRE_CHUNK:
                 break
-        return b"".join(parts)
+        wire = b"".join(parts)
+        self._answered = self._answered or wire[:1] == bytes([_HANDSHAKE_RECORD])
+        return wire
 
     def tls_info(self) -> TLSInfo:
         """What was negotiated so far."""
@@ -162,9 +166,8 @@ class Handshake:
         cipher = connection.get_cipher_name()
         sni = connection.get_servername()
         return TLSInfo(
-            version=connection.get_protocol_version_name()
-            if self.progress is not Progress.SILENT
-            else None,
+            # Before our ServerHello OpenSSL says the highest version it would speak.
+            version=connection.get_protocol_version_name() if self._answered else None,
             cipher=cipher,
             group=_group(connection) if cipher is not None else None,
             sni=None if sni is None else escape_bytes(sni),

@@ -137,13 +137,14 @@ class FastMachine:
             self.inbound = Inbound.ENDED
             return
         self.inbound = Inbound.BROKEN
-        self.fault = bindings.take_error() or "unexpected end"
+        self.fault = "; ".join(bindings.take_errors()) or "unexpected end"
 
     def encrypt(self, data: memoryview) -> memoryview:
         """See :meth:`RecordMachine.encrypt`."""
         raw = self._raw
         size = len(data)
         source = bindings.readable_pointer(data)
+        bindings.clear_errors()
         done = bindings.ssl_write(raw.ssl, source, size)
         while 0 < done < size:
             # A context that was not made here may still write one record at a time.
@@ -155,13 +156,20 @@ class FastMachine:
             self.grown = True
         if done < size:
             self.inbound = Inbound.BROKEN
-            self.fault = bindings.take_error() or "cannot encrypt"
+            self.fault = "; ".join(bindings.take_errors()) or "cannot encrypt"
         return self.own_output()
 
     def own_output(self) -> memoryview:
         """See :meth:`RecordMachine.own_output`."""
         size = bindings.bio_read(self._raw.wire_out, self._wire_out, _WIRE_SIZE)
-        return self._buffers.wire_out_view[:size] if size > 0 else _EMPTY
+        if size < _WIRE_SIZE:
+            return self._buffers.wire_out_view[:size] if size > 0 else _EMPTY
+        # A client that asked for tiny records makes more of them than there is room for.
+        parts = []
+        while size > 0:
+            parts.append(bytes(self._buffers.wire_out_view[:size]))
+            size = bindings.bio_read(self._raw.wire_out, self._wire_out, _WIRE_SIZE)
+        return memoryview(b"".join(parts))
 
     def close_notify(self) -> memoryview:
         """See :meth:`RecordMachine.close_notify`."""
@@ -190,21 +198,29 @@ class PublicMachine:
             connection.bio_write(bytes(data))
         view = self._buffers.plain_view
         done = 0
-        try:
-            while True:
+        suspected: SSL.Error | None = None
+        while True:
+            try:
                 done += connection.recv_into(view[done : done + _RECORD])
-        except SSL.WantReadError:
-            pass
-        except SSL.ZeroReturnError:
-            self.inbound = Inbound.ENDED
-        except SSL.Error as error:
-            self._broken(error)
+                suspected = None
+            except SSL.WantReadError:
+                break
+            except SSL.ZeroReturnError:
+                self.inbound = Inbound.ENDED
+                break
+            except SSL.Error as error:
+                # It may be what others left in the thread's queue, which is empty now: a session
+                # that is broken says so again.
+                if suspected is not None:
+                    self._broken(suspected)
+                    break
+                suspected = error
         return view[:done]
 
     def _broken(self, error: SSL.Error) -> None:
         self.inbound = Inbound.BROKEN
         queue = error.args[0] if error.args and isinstance(error.args[0], list) else ()
-        self.fault = str(queue[-1][2]) if queue else "unexpected end"
+        self.fault = "; ".join(str(entry[2]) for entry in queue) or "unexpected end"
 
     def encrypt(self, data: memoryview) -> memoryview:
         """See :meth:`RecordMachine.encrypt`."""
@@ -218,12 +234,13 @@ class PublicMachine:
 
     def own_output(self) -> memoryview:
         """See :meth:`RecordMachine.own_output`."""
+        parts = []
         try:
-            wire = self._connection.bio_read(_WIRE_SIZE)
+            while True:
+                parts.append(self._connection.bio_read(_WIRE_SIZE))
         except SSL.WantReadError:
-            return _EMPTY
-        self._buffers.wire_out_view[: len(wire)] = wire
-        return self._buffers.wire_out_view[: len(wire)]
+            pass
+        return memoryview(b"".join(parts))
 
     def close_notify(self) -> memoryview:
         """See :meth:`RecordMachine.close_notify`."""
