@@ -9,7 +9,7 @@ setup.read("setup.cfg", encoding="utf-8")
 for requirement in setup["options"]["install_requires"].split("\n"):
     if not requirement.strip():
         continue
-    match = re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?>=([\d.]+)(,[^;]*)?", requirement.strip())
+    match = re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?>=([\d.]+)(,[^;]*)?(;.*)?", requirement.strip())
     if match is None:
         sys.exit(f"setup.cfg: no lower bound to test in {requirement!r}")
     print(f"{match[1]}=={match[2]}.*")

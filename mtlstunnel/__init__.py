@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from mtlstunnel.errors import MtlstunnelError
     from mtlstunnel.service.embedding import DoorEndpoint, door_factory
     from mtlstunnel.service.tunnel_service import TunnelService
-    from mtlstunnel.settings import Address, AlertPolicy, TimeLimits, TLSVersion, TunnelSettings
+    from mtlstunnel.settings import (
+        Address,
+        AlertPolicy,
+        AllowedNames,
+        TimeLimits,
+        TLSVersion,
+        TunnelSettings,
+    )
     from mtlstunnel.tls.door import identity_of
     from mtlstunnel.trust.identity import Identity
     from mtlstunnel.trust.reasons import Reason
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "Address": "mtlstunnel.settings",
     "AlertPolicy": "mtlstunnel.settings",
+    "AllowedNames": "mtlstunnel.settings",
     "DoorEndpoint": "mtlstunnel.service.embedding",
     "Identity": "mtlstunnel.trust.identity",
     "MtlstunnelError": "mtlstunnel.errors",
@@ -39,6 +47,7 @@ _ROOMS = {
 __all__ = [
     "Address",
     "AlertPolicy",
+    "AllowedNames",
     "DoorEndpoint",
     "Identity",
     "MtlstunnelError",

@@ -214,6 +214,31 @@ class TimeLimits:
 
 
 @attrs.frozen(kw_only=True)
+class AllowedNames:
+    """
+    The access rules as a person gave them; :func:`mtlstunnel.trust.rules.access_rules` reads them.
+
+    Where there is none, every verified client comes in; else any one match is enough.
+
+    :ivar cn: common names
+    :ivar ou: organizational units
+    :ivar dns: DNS names, ``*.`` for one label in front
+    :ivar uri: URIs, ``*`` within a path segment, ``**`` for anything
+    :ivar ip: addresses and networks
+    :ivar email: mail addresses
+    :ivar spki: digests of public keys, ``sha256//BASE64`` or hexadecimal
+    """
+
+    cn: tuple[str, ...] = ()
+    ou: tuple[str, ...] = ()
+    dns: tuple[str, ...] = ()
+    uri: tuple[str, ...] = ()
+    ip: tuple[str, ...] = ()
+    email: tuple[str, ...] = ()
+    spki: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
 class TunnelSettings:
     """
     Everything one tunnel is told.
@@ -224,6 +249,7 @@ class TunnelSettings:
     :ivar cert: the server's certificate chain, or None for a self-made one
     :ivar key: its private key; None where it is in the same file
     :ivar domains: the names of a self-made certificate
+    :ivar allow: which of the verified clients come in
     :ivar state_dir: where a self-made certificate is kept; None for the usual place
     """
 
@@ -245,6 +271,7 @@ class TunnelSettings:
     max_version: TLSVersion = attrs.field(default=TLSVersion.TLS_1_3)
     alert: AlertPolicy = AlertPolicy.BAD_CERTIFICATE
     limits: TimeLimits = attrs.Factory(TimeLimits)
+    allow: AllowedNames = attrs.Factory(AllowedNames)
 
     @key.validator
     def _key_has_a_cert(self, _attribute: Attribute[Path | None], value: Path | None) -> None:

@@ -18,6 +18,7 @@ from twisted.plugin import getPlugins
 from twisted.python import usage
 
 from mtlstunnel.errors import ListenError, MtlstunnelError, SettingsError, person_lines
+from mtlstunnel.service.allow_file import load_allow_file
 from mtlstunnel.service.audit import AuditLog, standard_audit_log
 from mtlstunnel.service.demo import DEMO_DIRECTORY, DEMO_PORT, Demo
 from mtlstunnel.service.listening import check_free
@@ -27,6 +28,7 @@ from mtlstunnel.settings import (
     SERVER_PREFIXES,
     Address,
     AlertPolicy,
+    AllowedNames,
     TimeLimits,
     TLSVersion,
     TunnelSettings,
@@ -79,6 +81,7 @@ class Options(usage.Options):
         ["min-version", None, "1.2", "lowest TLS version: 1.2 or 1.3"],
         ["max-version", None, "1.3", "highest TLS version"],
         ["alert", None, "bad_certificate", "answer to a refused certificate, or: specific"],
+        ["allow-file", None, None, "TOML file with more of the --allow rules"],
         ["handshake-timeout", None, "10", "seconds to the verdict"],
         ["connect-timeout", None, "10", "seconds to reach the upstream"],
         ["half-close-timeout", None, "60", "seconds without a byte after one side has ended"],
@@ -92,6 +95,7 @@ class Options(usage.Options):
         self.ports: list[str] = []
         self.cas: list[Path] = []
         self.domains: list[str] = []
+        self.allowed: dict[str, list[str]] = {}
 
     def opt_port(self, value: str) -> None:
         """port, HOST:PORT or Twisted server endpoint; repeatable [default: 443]"""
@@ -112,6 +116,34 @@ class Options(usage.Options):
     def opt_domain(self, value: str) -> None:
         """name of the self-made certificate; repeatable [default: localhost]"""
         self.domains.append(value)
+
+    def opt_allow_cn(self, value: str) -> None:
+        """let in clients with this common name; repeatable, any --allow rule is enough"""
+        self.allowed.setdefault("cn", []).append(value)
+
+    def opt_allow_ou(self, value: str) -> None:
+        """let in clients of this organizational unit"""
+        self.allowed.setdefault("ou", []).append(value)
+
+    def opt_allow_dns(self, value: str) -> None:
+        """let in clients with this DNS name; *. in front is any one label"""
+        self.allowed.setdefault("dns", []).append(value)
+
+    def opt_allow_uri(self, value: str) -> None:
+        """let in clients with this URI; * within a path segment, ** for anything"""
+        self.allowed.setdefault("uri", []).append(value)
+
+    def opt_allow_ip(self, value: str) -> None:
+        """let in clients with this IP address, or one in this network"""
+        self.allowed.setdefault("ip", []).append(value)
+
+    def opt_allow_email(self, value: str) -> None:
+        """let in clients with this mail address"""
+        self.allowed.setdefault("email", []).append(value)
+
+    def opt_allow_spki(self, value: str) -> None:
+        """let in clients with this key: sha256//BASE64 or hexadecimal"""
+        self.allowed.setdefault("spki", []).append(value)
 
     def opt_crt(self, value: str) -> None:
         """the same as --cert"""
@@ -143,6 +175,12 @@ class Options(usage.Options):
         value = self[name]
         return None if value is None else Path(value)
 
+    def _allowed(self) -> AllowedNames:
+        path = self._path("allow-file")
+        names = AllowedNames() if path is None else load_allow_file(path)
+        given = {kind: (*getattr(names, kind), *values) for kind, values in self.allowed.items()}
+        return attrs.evolve(names, **given)
+
     def settings(self, demo: Demo | None = None) -> TunnelSettings:
         """
         The settings these options say.
@@ -159,6 +197,7 @@ class Options(usage.Options):
             "min_version": _choice("--min-version", TLSVersion, self["min-version"]),
             "max_version": _choice("--max-version", TLSVersion, self["max-version"]),
             "alert": _choice("--alert", AlertPolicy, self["alert"]),
+            "allow": self._allowed(),
             "limits": TimeLimits(
                 handshake=seconds("--handshake-timeout", self["handshake-timeout"]),
                 connect=seconds("--connect-timeout", self["connect-timeout"]),

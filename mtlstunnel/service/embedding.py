@@ -19,11 +19,12 @@ from zope.interface import implementer
 from mtlstunnel.errors import SettingsError
 from mtlstunnel.events import EventSink
 from mtlstunnel.service.audit import AuditLog
-from mtlstunnel.settings import AlertPolicy, TLSVersion, seconds
+from mtlstunnel.settings import AlertPolicy, AllowedNames, TLSVersion, seconds
 from mtlstunnel.tls.context import DoorContext, utc_now
 from mtlstunnel.tls.credentials import load_credentials
 from mtlstunnel.tls.door import DoorFactory
 from mtlstunnel.trust.bundle import load_bundle
+from mtlstunnel.trust.rules import EVERYONE, access_rules
 
 
 def door_factory(
@@ -36,6 +37,7 @@ def door_factory(
     min_version: TLSVersion = TLSVersion.TLS_1_2,
     max_version: TLSVersion = TLSVersion.TLS_1_3,
     alert: AlertPolicy = AlertPolicy.BAD_CERTIFICATE,
+    allow: AllowedNames | None = None,
     handshake_timeout: float = 10.0,
     events: EventSink | None = None,
 ) -> DoorFactory:
@@ -48,9 +50,10 @@ def door_factory(
     :param cas: PEM files and directories with the CAs whose clients are let in
     :param cert: the server's certificate chain, PEM
     :param key: its private key; None where it is in the same file
+    :param allow: which of the verified clients come in; all of them where None
     :param handshake_timeout: seconds from the accepted connection to the verdict
     :param events: gets every verdict; the application's log, as JSON lines, where None
-    :raises MtlstunnelError: a bundle, certificate or key cannot be used
+    :raises MtlstunnelError: a bundle, certificate, key or rule cannot be used
     """
     now = utc_now()
     context = DoorContext(
@@ -59,6 +62,7 @@ def door_factory(
         min_version=min_version,
         max_version=max_version,
         alert=alert,
+        rules=EVERYONE if allow is None else access_rules(allow),
     )
     return DoorFactory(
         context,

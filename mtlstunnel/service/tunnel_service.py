@@ -22,6 +22,7 @@ from mtlstunnel.tls.context import DoorContext, utc_now
 from mtlstunnel.tls.credentials import Credentials, load_credentials
 from mtlstunnel.tls.door import DoorFactory, describe_address
 from mtlstunnel.trust.bundle import load_bundle
+from mtlstunnel.trust.rules import access_rules
 
 _log = Logger(namespace="mtlstunnel")
 
@@ -65,6 +66,7 @@ class TunnelService(Service):
             min_version=settings.min_version,
             max_version=settings.max_version,
             alert=settings.alert,
+            rules=access_rules(settings.allow),
         )
         self._tunnels = TunnelFactory(
             reactor=reactor,
@@ -98,11 +100,12 @@ class TunnelService(Service):
             self._open()
         for note in self._notes:
             _log.warn("{note}", note=note)
+        count = len(self._context.bundle.anchors)
         for port in self.ports:
             _log.info(
-                "listening on {place} for clients of {count} CAs, upstream {upstream}",
+                "listening on {place} for clients of {cas}, upstream {upstream}",
                 place=describe_address(port.getHost()),
-                count=len(self._context.bundle.anchors),
+                cas="1 CA" if count == 1 else f"{count} CAs",
                 upstream=str(self._settings.upstream),
             )
 

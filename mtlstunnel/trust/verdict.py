@@ -10,6 +10,7 @@ import attrs
 
 from mtlstunnel.trust.identity import Identity, identity_of_der
 from mtlstunnel.trust.reasons import Reason, reason_for_code
+from mtlstunnel.trust.rules import EVERYONE, AccessRules
 
 
 @attrs.frozen
@@ -150,13 +151,14 @@ def _own_rules(presented: Presented, at: datetime.datetime) -> Refused | None:
     return None
 
 
-def judge(presented: Presented, at: datetime.datetime) -> Verdict:
+def judge(presented: Presented, at: datetime.datetime, rules: AccessRules = EVERYONE) -> Verdict:
     """
     Decide on one client.
 
     Path validation has built and checked the path; its objection stands.  Where it has none, the
     dates of the whole path are judged again by ``at``, and the client's key must be of a kind that
-    is known.  Never accepts on an error of its own: what cannot be judged is refused.
+    is known.  The access rules come last.  Never accepts on an error of its own: what cannot be
+    judged is refused.
 
     :param at: the present, with its time zone
     """
@@ -168,6 +170,10 @@ def judge(presented: Presented, at: datetime.datetime) -> Verdict:
         refused = _own_rules(presented, at)
         if refused is not None:
             return refused
+        if not rules.allow(presented.path[0]):
+            leaf = identity_of_der(presented.path[0])
+            detail = f"no access rule lets in {_which(0, leaf)}"
+            return Refused(Reason.NOT_ALLOWED, detail, 0, leaf)
         return Accepted(
             identity_of_der(presented.path[0]), identity_of_der(presented.path[-1]).sha256
         )

@@ -143,6 +143,32 @@ class BundlesTests(OptionsTestCase):
         self.assertEqual(self.greeting(tunnel.address), GREETING)
 
 
+class AccessRulesTests(OptionsTestCase):
+    """--allow-*, on the command line and in a file."""
+
+    def test_only_those_named_come_in_and_the_upstream_sees_no_other(self) -> None:
+        rules = self.write("rules.toml", 'allow_uri = ["spiffe://example.org/web/*"]\n')
+        upstream = self.serve()
+        tunnel = self.door(upstream, "--allow-cn", "alice", "--allow-file", rules)
+        ca = pki.authority("Test CA")
+        clients = {
+            "alice": (ca.issue("alice"), True),
+            "web": (ca.issue("web", san=("spiffe://example.org/web/7",)), True),
+            "mallory": (ca.issue("mallory"), False),
+            "db": (ca.issue("db", san=("spiffe://example.org/db/7",)), False),
+        }
+        for name, (leaf, comes_in) in clients.items():
+            self.good = leaf.write(self.directory, name)
+            if comes_in:
+                self.assertEqual(self.greeting(tunnel.address), GREETING, name)
+                continue
+            client = self.client(tunnel, self.good)
+            self.assertEqual((client.receive_all(), client.alerts), (b"", [42]), name)
+        for event in (tunnel.wait_for("refused", 1), tunnel.wait_for("refused", 2)):
+            self.assertEqual((event["reason"], event["depth"]), ("not_allowed", 0))
+        self.assertEqual(self.accepts_in_the_end(tunnel, upstream), 2)
+
+
 class VersionsTests(OptionsTestCase):
     """--min-version and --max-version."""
 
