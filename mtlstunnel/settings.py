@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
@@ -179,6 +179,22 @@ def seconds(option: str, text: str) -> float:
             f"{option} {text!r}: give a number of seconds above 0, such as 10 or 0.5"
         )
     return value
+
+
+_Choice = TypeVar("_Choice", bound=enum.Enum)
+
+
+def choice(option: str, kind: type[_Choice], text: str) -> _Choice:
+    """
+    Read one of a few words.
+
+    :raises SettingsError: it is none of them
+    """
+    try:
+        return kind(text)
+    except ValueError:
+        words = " or ".join(str(one.value) for one in kind)
+        raise SettingsError(f"{option} {text!r}: give {words}") from None
 
 
 def _not_empty(option: str, remedy: str) -> Callable[[Any, Attribute[Any], Any], None]:

@@ -326,9 +326,13 @@ class Authority:
 
 
 @functools.cache
+def _authority(name: str) -> Authority:
+    return Authority(name)
+
+
 def authority(name: str = "Test CA") -> Authority:
     """A root CA, the same for each asking by its name."""
-    return Authority(name)
+    return _authority(name)
 
 
 @functools.cache

@@ -397,6 +397,9 @@ class TheEndpoint(Files):
             self.string("0", min_version="1.1"),
             self.string("0", handshake_timeout="soon"),
             self.string("0", handshake_timeout="0"),
+            self.string("0", bogus="1"),
+            self.string("nosuch:0"),
+            self.string("unix"),
         ):
             with self.assertRaises(SettingsError) as caught:
                 serverFromString(reactor, text)

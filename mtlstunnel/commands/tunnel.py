@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import attrs
 from twisted.application.service import IService, MultiService, Service
@@ -32,14 +32,13 @@ from mtlstunnel.settings import (
     TimeLimits,
     TLSVersion,
     TunnelSettings,
+    choice,
     parse_listen,
     parse_upstream,
     seconds,
 )
 
 _log = Logger(namespace="mtlstunnel")
-
-_Choice = TypeVar("_Choice", TLSVersion, AlertPolicy)
 
 
 def fail(error: MtlstunnelError) -> NoReturn:
@@ -51,14 +50,6 @@ def fail(error: MtlstunnelError) -> NoReturn:
     stream.write(person_lines(error))
     stream.flush()
     raise SystemExit(1)
-
-
-def _choice(option: str, kind: type[_Choice], text: str) -> _Choice:
-    try:
-        return kind(text)
-    except ValueError:
-        choices = " or ".join(one.value for one in kind)
-        raise SettingsError(f"{option} {text}: give {choices}") from None
 
 
 def _prefixes(interface: Any, built_in: frozenset[str]) -> frozenset[str]:
@@ -194,9 +185,9 @@ class Options(usage.Options):
             "cert": self._path("cert"),
             "key": self._path("key"),
             "state_dir": self._path("state-dir"),
-            "min_version": _choice("--min-version", TLSVersion, self["min-version"]),
-            "max_version": _choice("--max-version", TLSVersion, self["max-version"]),
-            "alert": _choice("--alert", AlertPolicy, self["alert"]),
+            "min_version": choice("--min-version", TLSVersion, self["min-version"]),
+            "max_version": choice("--max-version", TLSVersion, self["max-version"]),
+            "alert": choice("--alert", AlertPolicy, self["alert"]),
             "allow": self._allowed(),
             "limits": TimeLimits(
                 handshake=seconds("--handshake-timeout", self["handshake-timeout"]),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from mtlstunnel.relay.lanes import NOBODY, Lane
+from mtlstunnel.relay.lane import NOBODY, Lane
 from mtlstunnel.relay.session import Side
 from mtlstunnel.tls.records import BATCH, Inbound, RecordMachine
 
@@ -87,7 +87,7 @@ class PumpSide:
     # From the lane ----------------------------------------------------------------------------
 
     def received(self, data: memoryview) -> None:
-        """See :class:`~mtlstunnel.relay.lanes.LaneOwner`."""
+        """See :class:`~mtlstunnel.relay.lane.LaneOwner`."""
         if self._discarding:
             return
         machine = self._machine
@@ -132,22 +132,22 @@ class PumpSide:
             self.lane.close()
 
     def ended(self) -> None:
-        """See :class:`~mtlstunnel.relay.lanes.LaneOwner`."""
+        """See :class:`~mtlstunnel.relay.lane.LaneOwner`."""
         if not self._finished:
             self._finished = True
             self._owner.side_ended(self.side, "fin")
 
     def broken(self) -> None:
-        """See :class:`~mtlstunnel.relay.lanes.LaneOwner`."""
+        """See :class:`~mtlstunnel.relay.lane.LaneOwner`."""
         self._owner.side_broken(self.side)
 
     def lost(self, how: str) -> None:
-        """See :class:`~mtlstunnel.relay.lanes.LaneOwner`."""
+        """See :class:`~mtlstunnel.relay.lane.LaneOwner`."""
         self._finished = True
         self._owner.side_lost(self.side, how, None)
 
     def drained(self) -> None:
-        """See :class:`~mtlstunnel.relay.lanes.LaneOwner`."""
+        """See :class:`~mtlstunnel.relay.lane.LaneOwner`."""
         if self._ending:
             self._owner.side_delivered(self.side)
         else:
@@ -160,7 +160,7 @@ class PumpSide:
             self.lane.resume()
 
     def gone(self) -> None:
-        """See :class:`~mtlstunnel.relay.lanes.LaneOwner`."""
+        """See :class:`~mtlstunnel.relay.lane.LaneOwner`."""
         self._finished = True
         self._owner.side_gone(self.side)
 

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from mtlstunnel.events import Closed, EventSink
-from mtlstunnel.relay.lanes import SocketLane, TransportLane, make_lane
+from mtlstunnel.relay.lanes import make_lane
 from mtlstunnel.relay.pump import PumpSide
 from mtlstunnel.relay.session import (
     Abort,
@@ -90,7 +90,6 @@ class Tunnel(Protocol):
     factory: TunnelFactory
     _established: EstablishedSession
     _machine: RecordMachine
-    _client_lane: SocketLane | TransportLane
     _client: PumpSide | None = None
     _upstream: PumpSide | None = None
     _upstream_protocol: UpstreamProtocol | None = None
@@ -110,7 +109,6 @@ class Tunnel(Protocol):
         lane = make_lane(
             factory.reactor, session.transport, factory.buffers.wire_in, flushed=session.flushed
         )
-        self._client_lane = lane
         session.receiver = lane
         self._client = PumpSide(Side.CLIENT, lane, self, self._machine, factory.shrinker.noticed)
         factory.live.add(self)
@@ -262,7 +260,7 @@ class Tunnel(Protocol):
             if side is not None:
                 side.let_go()
         self._client = self._upstream = self._upstream_protocol = None
-        del self._machine, self._established, self._client_lane
+        del self._machine, self._established
         try:
             factory.events(event)
         except Exception:

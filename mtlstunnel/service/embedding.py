@@ -19,7 +19,7 @@ from zope.interface import implementer
 from mtlstunnel.errors import SettingsError
 from mtlstunnel.events import EventSink
 from mtlstunnel.service.audit import AuditLog
-from mtlstunnel.settings import AlertPolicy, AllowedNames, TLSVersion, seconds
+from mtlstunnel.settings import AlertPolicy, AllowedNames, TLSVersion, choice, seconds
 from mtlstunnel.tls.context import DoorContext, utc_now
 from mtlstunnel.tls.credentials import load_credentials
 from mtlstunnel.tls.door import DoorFactory
@@ -127,14 +127,24 @@ def mtls_endpoint(reactor: Any, *args: str, **kwargs: str) -> DoorEndpoint:
         "cert": cert,
         "key": kwargs.pop("key", None),
     }
-    try:
-        if "alert" in kwargs:
-            options["alert"] = AlertPolicy(kwargs.pop("alert"))
-        for name in ("min_version", "max_version"):
-            if name in kwargs:
-                options[name] = TLSVersion(kwargs.pop(name))
-    except ValueError as error:
-        raise SettingsError(f"mtls: endpoint: {error}") from None
+    choices: dict[str, type[AlertPolicy] | type[TLSVersion]] = {
+        "alert": AlertPolicy,
+        "min_version": TLSVersion,
+        "max_version": TLSVersion,
+    }
+    for name, kind in choices.items():
+        if name in kwargs:
+            options[name] = choice(f"mtls: endpoint: {name}", kind, kwargs.pop(name))
     if "handshake_timeout" in kwargs:
-        options["handshake_timeout"] = seconds("handshake_timeout", kwargs.pop("handshake_timeout"))
-    return DoorEndpoint(reactor, serverFromString(reactor, _nested(args, kwargs)), options)
+        options["handshake_timeout"] = seconds(
+            "mtls: endpoint: handshake_timeout", kwargs.pop("handshake_timeout")
+        )
+    nested = _nested(args, kwargs)
+    try:
+        under = serverFromString(reactor, nested)
+    except (ValueError, TypeError, LookupError, OSError) as fault:
+        raise SettingsError(
+            f"mtls: endpoint: Twisted does not understand {nested!r} ({fault}); "
+            "give mtls:8443:cas=cas.pem:cert=server.pem:key=server.key"
+        ) from None
+    return DoorEndpoint(reactor, under, options)

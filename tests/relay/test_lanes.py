@@ -17,7 +17,10 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 
-from mtlstunnel.relay.lanes import Lane, SocketLane, TransportLane, make_lane
+from mtlstunnel.relay.lane import Lane
+from mtlstunnel.relay.lanes import make_lane
+from mtlstunnel.relay.socket_lane import SocketLane
+from mtlstunnel.relay.transport_lane import TransportLane
 from mtlstunnel.tls.records import BATCH
 from tests.relay.sockets import Peer, Steps, lanes_in_reactor, open_descriptors, turns, until
 from tests.tls.memory import MemoryTransport

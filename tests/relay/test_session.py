@@ -372,7 +372,7 @@ class Stopping(unittest.SynchronousTestCase):
 
 @attrs.define
 class ModelLane:
-    """What a lane may tell, after what it was told: the contract of ``relay/lanes.py``."""
+    """What a lane may tell, after what it was told: the contract of ``relay/lane.py``."""
 
     reading: bool = False
     ended: bool = False

@@ -19,7 +19,7 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SkipTest, TestCase
 
 from mtlstunnel.events import Closed, Event
-from mtlstunnel.relay.lanes import SocketLane
+from mtlstunnel.relay.socket_lane import SocketLane
 from mtlstunnel.relay.tunnel import TunnelFactory
 from mtlstunnel.relay.upstream import Upstream, make_upstream
 from mtlstunnel.settings import Address, EndpointString, TimeLimits

@@ -20,7 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mtlstunnel.errors import SettingsError
 from mtlstunnel.events import Closed, Event
-from mtlstunnel.relay.lanes import TransportLane
+from mtlstunnel.relay.transport_lane import TransportLane
 from mtlstunnel.relay.tunnel import TunnelFactory
 from mtlstunnel.relay.upstream import (
     EndpointUpstream,
