@@ -14,7 +14,7 @@ from OpenSSL import SSL
 
 from mtlstunnel.tls import bindings
 
-BATCH = 256 * 1024
+BATCH = 512 * 1024
 """At most so many bytes may be given to a machine at once."""
 
 _RECORD = 16384 + 2048
