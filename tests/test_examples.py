@@ -35,6 +35,8 @@ def load_example(name: str) -> ModuleType:
 
 def talk(port: int, ca: Path, cert: Path, key: Path, request: bytes) -> bytes:
     context = ssl.create_default_context(cafile=str(ca))
+    # Python 3.13 asks for extensions in the server's certificate that are beside the point here.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     context.load_cert_chain(cert, key)
 
     with (

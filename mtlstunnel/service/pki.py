@@ -15,6 +15,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 _DAY = datetime.timedelta(days=1)
+_FOR_SIGNING = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 @attrs.frozen
@@ -40,15 +51,24 @@ class Pair:
 
 
 def _builder(
-    subject: str, issuer: x509.Name | None, key: ec.EllipticCurvePrivateKey
+    subject: str, issuer: x509.Certificate | None, key: ec.EllipticCurvePrivateKey
 ) -> x509.CertificateBuilder:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
+    signer = key.public_key() if issuer is None else issuer.public_key()
     return (
         x509.CertificateBuilder()
         .subject_name(name)
-        .issuer_name(issuer or name)
+        .issuer_name(name if issuer is None else issuer.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
+        # Clients that verify strictly, such as Python's from 3.13 on, want both.
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(
+                signer  # type: ignore[arg-type]
+            ),
+            False,
+        )
     )
 
 
@@ -60,7 +80,7 @@ def make_ca(subject: str, at: datetime.datetime) -> Pair:
         .not_valid_before(at - _DAY)
         .not_valid_after(at + 31 * _DAY)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+        .add_extension(_FOR_SIGNING, True)
         .sign(key, hashes.SHA256())
     )
     return Pair(certificate, key)
@@ -71,7 +91,7 @@ def make_client(subject: str, ca: Pair, at: datetime.datetime, *, expired: bool 
     key = ec.generate_private_key(ec.SECP256R1())
     until = at - _DAY / 24 if expired else at + 30 * _DAY
     certificate = (
-        _builder(subject, ca.certificate.subject, key)
+        _builder(subject, ca.certificate, key)
         .not_valid_before(at - 2 * _DAY)
         .not_valid_after(until)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), False)
@@ -86,7 +106,7 @@ def make_server(ca: Pair, at: datetime.datetime) -> Pair:
     names: list[x509.GeneralName] = [x509.DNSName("localhost")]
     names += [x509.IPAddress(ipaddress.ip_address(one)) for one in ("127.0.0.1", "::1")]
     certificate = (
-        _builder("localhost", ca.certificate.subject, key)
+        _builder("localhost", ca.certificate, key)
         .not_valid_before(at - _DAY)
         .not_valid_after(at + 30 * _DAY)
         .add_extension(x509.SubjectAlternativeName(names), False)

