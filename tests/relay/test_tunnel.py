@@ -181,6 +181,8 @@ class TunnelBehaviour:
     def test_the_fast_lanes_carry_it(self) -> Steps:
         _client, _back = yield self.connect()
         (tunnel,) = self.tunnels.live
+        # The system accepts for the upstream before the tunnel hears that it is connected.
+        yield until(lambda: tunnel._upstream is not None)
         assert tunnel._client is not None and tunnel._upstream is not None
         self.assertIsInstance(tunnel._client.lane, SocketLane)
         self.assertIsInstance(tunnel._upstream.lane, SocketLane)
