@@ -7,6 +7,8 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Generator
+from fcntl import ioctl
+from termios import TIOCOUTQ
 from typing import Any
 
 from twisted.internet import reactor
@@ -14,7 +16,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 Steps = Generator[Deferred[Any], Any, Any]
-LIMIT = 10.0
+LIMIT = 30.0
+"""Seconds after which what has not become so counts as never: for hangs, not a measure."""
 
 
 def until(predicate: Callable[[], object]) -> Deferred[None]:
@@ -70,7 +73,8 @@ class Peer:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
-        self.received = b""
+        # Megabytes come in small pieces: bytes would be copied whole for each.
+        self.received = bytearray()
         self.end: str | None = None
 
     def push(self, data: bytes) -> int:
@@ -97,6 +101,10 @@ class Peer:
             return True
 
         return until(more)
+
+    def delivered(self) -> Deferred[None]:
+        """Until the other side's system has all that was sent."""
+        return until(lambda: not struct.unpack("i", ioctl(self.sock, TIOCOUTQ, bytes(4)))[0])
 
     def take(self, limit: int = 1 << 30) -> None:
         """Read what is there."""

@@ -51,14 +51,14 @@ class TLSPeer:
         sock.connect(address)
         self.wire = Peer(sock)
         self.tls = MemoryClient(leaf, version)
-        self._out = b""
+        self._out = bytearray()
 
     def turn(self, data: bytes = b"") -> None:
         """Send what there is to send and read what there is to read."""
         self._out += data
         self.wire.take()
-        got, self.wire.received = self.wire.received, b""
-        self._out += self.tls.step(got)
+        got, self.wire.received = self.wire.received, bytearray()
+        self._out += self.tls.step(bytes(got))
         self.flush()
 
     def flush(self) -> int:
@@ -67,7 +67,7 @@ class TLSPeer:
             sent = self.wire.push(self._out)
         except OSError:
             sent = len(self._out)
-        self._out = self._out[sent:]
+        del self._out[:sent]
         return len(self._out)
 
     def handshake(self) -> Deferred[None]:
@@ -251,7 +251,7 @@ class TunnelBehaviour:
     def test_a_stalled_upstream_bounds_what_is_held_and_what_the_client_can_push(self) -> Steps:
         client, back = yield self.connect()
         (tunnel,) = self.tunnels.live
-        client._out = client.tls.write(PATTERN * 4)
+        client._out += client.tls.write(PATTERN * 4)
         held = 0
         for _ in range(60):
             client.flush()

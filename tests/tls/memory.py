@@ -85,7 +85,7 @@ class MemoryClient:
         self.context = context
         self.alert: int | None = None
         self.fault: str | None = None
-        self.received = b""
+        self.received = bytearray()
         self.ended = False
         self.done = False
         self.connection = SSL.Connection(self.context, None)
