@@ -255,23 +255,33 @@ class AllowedNames:
 
 
 @attrs.frozen(kw_only=True)
-class TunnelSettings:
+class VerdictSettings:
     """
-    Everything one tunnel is told.
+    What decides on a client.
 
-    :ivar listen: where clients connect
     :ivar cas: files and directories with the CAs whose clients are let in
-    :ivar upstream: the plaintext service behind
-    :ivar cert: the server's certificate chain, or None for a self-made one
-    :ivar key: its private key; None where it is in the same file
-    :ivar domains: the names of a self-made certificate
     :ivar allow: which of the verified clients come in
-    :ivar state_dir: where a self-made certificate is kept; None for the usual place
     """
 
     cas: tuple[Path, ...] = attrs.field(
         validator=_not_empty("--cas", "give the PEM file with the CAs whose clients may come in")
     )
+    allow: AllowedNames = attrs.Factory(AllowedNames)
+
+
+@attrs.frozen(kw_only=True)
+class TunnelSettings(VerdictSettings):
+    """
+    Everything one tunnel is told.
+
+    :ivar listen: where clients connect
+    :ivar upstream: the plaintext service behind
+    :ivar cert: the server's certificate chain, or None for a self-made one
+    :ivar key: its private key; None where it is in the same file
+    :ivar domains: the names of a self-made certificate
+    :ivar state_dir: where a self-made certificate is kept; None for the usual place
+    """
+
     listen: tuple[Place, ...] = attrs.field(
         default=(Address("", 443),), validator=_not_empty("--port", "give one such as 443")
     )
@@ -287,7 +297,6 @@ class TunnelSettings:
     max_version: TLSVersion = attrs.field(default=TLSVersion.TLS_1_3)
     alert: AlertPolicy = AlertPolicy.BAD_CERTIFICATE
     limits: TimeLimits = attrs.Factory(TimeLimits)
-    allow: AllowedNames = attrs.Factory(AllowedNames)
 
     @key.validator
     def _key_has_a_cert(self, _attribute: Attribute[Path | None], value: Path | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import attrs
 from twisted.application.service import IService, MultiService, Service
@@ -13,12 +13,12 @@ from twisted.internet.interfaces import (
     IStreamClientEndpointStringParserWithReactor,
     IStreamServerEndpointStringParser,
 )
-from twisted.logger import Logger, LoggingFile
+from twisted.logger import Logger
 from twisted.plugin import getPlugins
-from twisted.python import usage
 
+from mtlstunnel.commands.people import fail
+from mtlstunnel.commands.verdict_options import VerdictOptions
 from mtlstunnel.errors import ListenError, MtlstunnelError, SettingsError, person_lines
-from mtlstunnel.service.allow_file import load_allow_file
 from mtlstunnel.service.audit import AuditLog, standard_audit_log
 from mtlstunnel.service.demo import DEMO_DIRECTORY, DEMO_PORT, Demo
 from mtlstunnel.service.listening import check_free
@@ -28,7 +28,6 @@ from mtlstunnel.settings import (
     SERVER_PREFIXES,
     Address,
     AlertPolicy,
-    AllowedNames,
     TimeLimits,
     TLSVersion,
     TunnelSettings,
@@ -41,24 +40,14 @@ from mtlstunnel.settings import (
 _log = Logger(namespace="mtlstunnel")
 
 
-def fail(error: MtlstunnelError) -> NoReturn:
-    """Tell a person what is wrong and end the process with status 1."""
-    stream = sys.stderr
-    if isinstance(stream, LoggingFile) and sys.__stderr__ is not None:
-        # twistd has begun to log, and what is written to sys.stderr goes into that.
-        stream = sys.__stderr__
-    stream.write(person_lines(error))
-    stream.flush()
-    raise SystemExit(1)
-
-
 def _prefixes(interface: Any, built_in: frozenset[str]) -> frozenset[str]:
     return built_in | {parser.prefix for parser in getPlugins(interface)}
 
 
-class Options(usage.Options):
+class Options(VerdictOptions):
     """What ``twistd mtlstunnel`` may be told."""
 
+    command = "twistd mtlstunnel"
     synopsis = "[options] --cas cas.pem --upstream 127.0.0.1:5432"
     longdesc = (
         "Terminates TLS, lets in only clients whose certificate is signed by a CA in the bundle, "
@@ -72,7 +61,6 @@ class Options(usage.Options):
         ["min-version", None, "1.2", "lowest TLS version: 1.2 or 1.3"],
         ["max-version", None, "1.3", "highest TLS version"],
         ["alert", None, "bad_certificate", "answer to a refused certificate, or: specific"],
-        ["allow-file", None, None, "TOML file with more of the --allow rules"],
         ["handshake-timeout", None, "10", "seconds to the verdict"],
         ["connect-timeout", None, "10", "seconds to reach the upstream"],
         ["half-close-timeout", None, "60", "seconds without a byte after one side has ended"],
@@ -84,9 +72,7 @@ class Options(usage.Options):
     def __init__(self) -> None:
         super().__init__()
         self.ports: list[str] = []
-        self.cas: list[Path] = []
         self.domains: list[str] = []
-        self.allowed: dict[str, list[str]] = {}
 
     def opt_port(self, value: str) -> None:
         """port, HOST:PORT or Twisted server endpoint; repeatable [default: 443]"""
@@ -94,83 +80,18 @@ class Options(usage.Options):
 
     opt_p = opt_port
 
-    def opt_cas(self, value: str) -> None:
-        """PEM file or directory with the CAs whose clients may come in; repeatable"""
-        self.cas.append(Path(value))
-
-    opt_c = opt_cas
-
-    def opt_mutual_tls_cas(self, value: str) -> None:
-        """the same as --cas"""
-        self.cas.append(Path(value))
-
     def opt_domain(self, value: str) -> None:
         """name of the self-made certificate; repeatable [default: localhost]"""
         self.domains.append(value)
-
-    def opt_allow_cn(self, value: str) -> None:
-        """let in clients with this common name; repeatable, any --allow rule is enough"""
-        self.allowed.setdefault("cn", []).append(value)
-
-    def opt_allow_ou(self, value: str) -> None:
-        """let in clients of this organizational unit"""
-        self.allowed.setdefault("ou", []).append(value)
-
-    def opt_allow_dns(self, value: str) -> None:
-        """let in clients with this DNS name; *. in front is any one label"""
-        self.allowed.setdefault("dns", []).append(value)
-
-    def opt_allow_uri(self, value: str) -> None:
-        """let in clients with this URI; * within a path segment, ** for anything"""
-        self.allowed.setdefault("uri", []).append(value)
-
-    def opt_allow_ip(self, value: str) -> None:
-        """let in clients with this IP address, or one in this network"""
-        self.allowed.setdefault("ip", []).append(value)
-
-    def opt_allow_email(self, value: str) -> None:
-        """let in clients with this mail address"""
-        self.allowed.setdefault("email", []).append(value)
-
-    def opt_allow_spki(self, value: str) -> None:
-        """let in clients with this key: sha256//BASE64 or hexadecimal"""
-        self.allowed.setdefault("spki", []).append(value)
 
     def opt_crt(self, value: str) -> None:
         """the same as --cert"""
         self["cert"] = value
 
-    def opt_version(self) -> NoReturn:
-        """Show the version of mtlstunnel and exit."""
-        from mtlstunnel import __version__
-
-        sys.stdout.write(f"mtlstunnel {__version__}\n")
-        raise SystemExit(0)
-
     def parseArgs(self, *extra: str) -> None:
         """Nothing stands for itself here."""
         if extra:
             raise SettingsError(f"{extra[0]!r} does not belong to an option; take it out")
-
-    def parseOptions(self, options: Any = None) -> None:
-        """Read the command line, and answer a mistake in it with one line."""
-        try:
-            super().parseOptions(options)
-        except usage.UsageError as error:
-            said = " ".join(str(error).split()).rstrip(".")
-            fail(SettingsError(f"{said}; see twistd mtlstunnel --help"))
-        except MtlstunnelError as error:
-            fail(error)
-
-    def _path(self, name: str) -> Path | None:
-        value = self[name]
-        return None if value is None else Path(value)
-
-    def _allowed(self) -> AllowedNames:
-        path = self._path("allow-file")
-        names = AllowedNames() if path is None else load_allow_file(path)
-        given = {kind: (*getattr(names, kind), *values) for kind, values in self.allowed.items()}
-        return attrs.evolve(names, **given)
 
     def settings(self, demo: Demo | None = None) -> TunnelSettings:
         """
@@ -181,14 +102,13 @@ class Options(usage.Options):
         servers = _prefixes(IStreamServerEndpointStringParser, SERVER_PREFIXES)
         clients = _prefixes(IStreamClientEndpointStringParserWithReactor, CLIENT_PREFIXES)
         settings: dict[str, Any] = {
-            "cas": tuple(self.cas),
-            "cert": self._path("cert"),
-            "key": self._path("key"),
-            "state_dir": self._path("state-dir"),
+            **self.verdict_settings(),
+            "cert": self.path("cert"),
+            "key": self.path("key"),
+            "state_dir": self.path("state-dir"),
             "min_version": choice("--min-version", TLSVersion, self["min-version"]),
             "max_version": choice("--max-version", TLSVersion, self["max-version"]),
             "alert": choice("--alert", AlertPolicy, self["alert"]),
-            "allow": self._allowed(),
             "limits": TimeLimits(
                 handshake=seconds("--handshake-timeout", self["handshake-timeout"]),
                 connect=seconds("--connect-timeout", self["connect-timeout"]),

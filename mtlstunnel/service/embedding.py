@@ -19,12 +19,18 @@ from zope.interface import implementer
 from mtlstunnel.errors import SettingsError
 from mtlstunnel.events import EventSink
 from mtlstunnel.service.audit import AuditLog
-from mtlstunnel.settings import AlertPolicy, AllowedNames, TLSVersion, choice, seconds
+from mtlstunnel.settings import (
+    AlertPolicy,
+    AllowedNames,
+    TLSVersion,
+    VerdictSettings,
+    choice,
+    seconds,
+)
 from mtlstunnel.tls.context import DoorContext, utc_now
 from mtlstunnel.tls.credentials import load_credentials
 from mtlstunnel.tls.door import DoorFactory
-from mtlstunnel.trust.bundle import load_bundle
-from mtlstunnel.trust.rules import EVERYONE, access_rules
+from mtlstunnel.trust.policy import load_trust
 
 
 def door_factory(
@@ -56,13 +62,19 @@ def door_factory(
     :raises MtlstunnelError: a bundle, certificate, key or rule cannot be used
     """
     now = utc_now()
+    trust = load_trust(
+        VerdictSettings(
+            cas=tuple(Path(one) for one in cas), allow=AllowedNames() if allow is None else allow
+        ),
+        now,
+    )
     context = DoorContext(
-        bundle=load_bundle([Path(one) for one in cas], now),
+        bundle=trust.bundle,
         credentials=load_credentials(Path(cert), None if key is None else Path(key), now),
         min_version=min_version,
         max_version=max_version,
         alert=alert,
-        rules=EVERYONE if allow is None else access_rules(allow),
+        policy=trust.policy,
     )
     return DoorFactory(
         context,

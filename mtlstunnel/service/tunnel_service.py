@@ -21,8 +21,7 @@ from mtlstunnel.settings import Place, TunnelSettings
 from mtlstunnel.tls.context import DoorContext, utc_now
 from mtlstunnel.tls.credentials import Credentials, load_credentials
 from mtlstunnel.tls.door import DoorFactory, describe_address
-from mtlstunnel.trust.bundle import load_bundle
-from mtlstunnel.trust.rules import access_rules
+from mtlstunnel.trust.policy import load_trust
 
 _log = Logger(namespace="mtlstunnel")
 
@@ -57,16 +56,16 @@ class TunnelService(Service):
         self.ports: list[IListeningPort] = []
         self._settings = settings
         self._events = AuditLog() if events is None else events
-        bundle = load_bundle(settings.cas, utc_now())
+        trust = load_trust(settings, utc_now())
         credentials, notes = _credentials(settings)
-        self._notes = (*bundle.warnings, *notes)
+        self._notes = (*trust.notes, *notes)
         self._context = DoorContext(
-            bundle=bundle,
+            bundle=trust.bundle,
             credentials=credentials,
             min_version=settings.min_version,
             max_version=settings.max_version,
             alert=settings.alert,
-            rules=access_rules(settings.allow),
+            policy=trust.policy,
         )
         self._tunnels = TunnelFactory(
             reactor=reactor,

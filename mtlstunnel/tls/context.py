@@ -14,8 +14,8 @@ from mtlstunnel.settings import AlertPolicy, TLSVersion
 from mtlstunnel.tls import bindings
 from mtlstunnel.tls.credentials import Credentials
 from mtlstunnel.trust.bundle import Bundle
+from mtlstunnel.trust.policy import EVERY_GOOD_PATH, Policy
 from mtlstunnel.trust.reasons import SPECIFIC_ALERT, Alert, Reason
-from mtlstunnel.trust.rules import EVERYONE, AccessRules
 from mtlstunnel.trust.verdict import Finding, Presented, Refused, Verdict, judge
 
 _log = Logger()
@@ -90,7 +90,7 @@ class DoorContext:
     min_version: TLSVersion = TLSVersion.TLS_1_2
     max_version: TLSVersion = TLSVersion.TLS_1_3
     alert: AlertPolicy = AlertPolicy.BAD_CERTIFICATE
-    rules: AccessRules = EVERYONE
+    policy: Policy = EVERY_GOOD_PATH
     generation: int = 1
     now: Clock = utc_now
     _context: SSL.Context = attrs.field(init=False, repr=False)
@@ -177,7 +177,7 @@ class DoorContext:
                 leaf = bindings.store_leaf(store_context)
                 finding = Finding(code, depth, bindings.store_current(store_context))
                 presented = Presented(() if leaf is None else (leaf,), finding)
-            verdict = judge(presented, self.now(), self.rules)
+            verdict = judge(presented, self.now(), self.policy)
         except Exception:
             _log.failure("the verify callback failed; the client is refused")
             verdict = Refused(Reason.OTHER, "the verdict failed; the log has the traceback")

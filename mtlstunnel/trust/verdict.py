@@ -9,8 +9,8 @@ from types import MappingProxyType
 import attrs
 
 from mtlstunnel.trust.identity import Identity, identity_of_der
+from mtlstunnel.trust.policy import EVERY_GOOD_PATH, Policy
 from mtlstunnel.trust.reasons import Reason, reason_for_code
-from mtlstunnel.trust.rules import EVERYONE, AccessRules
 
 
 @attrs.frozen
@@ -151,7 +151,7 @@ def _own_rules(presented: Presented, at: datetime.datetime) -> Refused | None:
     return None
 
 
-def judge(presented: Presented, at: datetime.datetime, rules: AccessRules = EVERYONE) -> Verdict:
+def judge(presented: Presented, at: datetime.datetime, policy: Policy = EVERY_GOOD_PATH) -> Verdict:
     """
     Decide on one client.
 
@@ -170,7 +170,7 @@ def judge(presented: Presented, at: datetime.datetime, rules: AccessRules = EVER
         refused = _own_rules(presented, at)
         if refused is not None:
             return refused
-        if not rules.allow(presented.path[0]):
+        if not policy.rules.allow(presented.path[0]):
             leaf = identity_of_der(presented.path[0])
             detail = f"no access rule lets in {_which(0, leaf)}"
             return Refused(Reason.NOT_ALLOWED, detail, 0, leaf)

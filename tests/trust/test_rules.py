@@ -19,6 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from mtlstunnel.errors import SettingsError
 from mtlstunnel.settings import AllowedNames
 from mtlstunnel.trust.identity import identity_of_der
+from mtlstunnel.trust.policy import Policy
 from mtlstunnel.trust.reasons import Reason
 from mtlstunnel.trust.rules import access_rules, subject_strings
 from mtlstunnel.trust.verdict import Accepted, Presented, Refused, judge
@@ -209,7 +210,9 @@ class TheVerdict(SynchronousTestCase):
 
     def test_not_allowed_has_its_reason_and_names_the_client(self) -> None:
         der = cn("mallory")
-        verdict = judge(Presented((der,)), NOW, access_rules(AllowedNames(cn=("alice",))))
+        verdict = judge(
+            Presented((der,)), NOW, Policy(rules=access_rules(AllowedNames(cn=("alice",))))
+        )
         assert isinstance(verdict, Refused)
         self.assertIs(verdict.reason, Reason.NOT_ALLOWED)
         self.assertEqual(verdict.depth, 0)
@@ -218,10 +221,10 @@ class TheVerdict(SynchronousTestCase):
 
     def test_allowed_comes_in(self) -> None:
         rules = access_rules(AllowedNames(cn=("alice",)))
-        self.assertIsInstance(judge(Presented((cn("alice"),)), NOW, rules), Accepted)
+        self.assertIsInstance(judge(Presented((cn("alice"),)), NOW, Policy(rules=rules)), Accepted)
 
     def test_an_expired_client_is_refused_for_that(self) -> None:
         rules = access_rules(AllowedNames(cn=("alice",)))
-        verdict = judge(Presented((cn("mallory"),)), NOW + 2 * YEAR, rules)
+        verdict = judge(Presented((cn("mallory"),)), NOW + 2 * YEAR, Policy(rules=rules))
         assert isinstance(verdict, Refused)
         self.assertIs(verdict.reason, Reason.EXPIRED)

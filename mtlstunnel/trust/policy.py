@@ -1,0 +1,53 @@
+"""What decides on a client besides its certificate and the time: from settings to values."""
+
+from __future__ import annotations
+
+import datetime
+
+import attrs
+
+from mtlstunnel.settings import VerdictSettings
+from mtlstunnel.trust.bundle import Bundle, load_bundle
+from mtlstunnel.trust.rules import EVERYONE, AccessRules, access_rules
+
+
+@attrs.frozen(kw_only=True)
+class Policy:
+    """
+    What a good path must also satisfy.
+
+    :ivar rules: which of the verified clients come in
+    """
+
+    rules: AccessRules = EVERYONE
+
+
+EVERY_GOOD_PATH = Policy()
+"""Nothing but a good path is asked for."""
+
+
+@attrs.frozen(kw_only=True)
+class Trust:
+    """
+    One generation of trust, as it was loaded.
+
+    :ivar notes: finished lines about what works but will not for long
+    """
+
+    bundle: Bundle
+    policy: Policy
+    notes: tuple[str, ...] = ()
+
+
+def load_trust(settings: VerdictSettings, at: datetime.datetime) -> Trust:
+    """
+    Read everything that decides on clients.
+
+    :param at: the present, with its time zone
+    :raises BundleError: a CA file cannot be used
+    :raises SettingsError: an access rule cannot be used
+    """
+    bundle = load_bundle(settings.cas, at)
+    return Trust(
+        bundle=bundle, policy=Policy(rules=access_rules(settings.allow)), notes=bundle.warnings
+    )
