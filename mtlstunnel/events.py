@@ -22,12 +22,14 @@ class TLSInfo:
     :ivar cipher: OpenSSL's name of the suite
     :ivar group: the key exchange group; None where it cannot be known
     :ivar sni: the server name the client asked for, escaped (RFC 6066, section 3)
+    :ivar resumed: whether the client went on from a ticket, and was judged again
     """
 
     version: str | None = None
     cipher: str | None = None
     group: str | None = None
     sni: str | None = None
+    resumed: bool = False
 
     def as_dict(self) -> dict[str, object]:
         """The ``tls`` object of an event."""
@@ -36,6 +38,7 @@ class TLSInfo:
             "cipher": self.cipher,
             "group": self.group,
             "sni": self.sni,
+            "resumed": self.resumed,
         }
 
 
@@ -116,22 +119,36 @@ class AcceptedClient:
     """
     A client that was let in.
 
-    :ivar ca: SHA-256 of the trust anchor that vouches, hexadecimal
+    :ivar client: who it is, or, where nobody vouches for it, who it says it is; None where it
+        showed no certificate
+    :ivar ca: SHA-256 of the trust anchor that vouches, hexadecimal; None where none does
+    :ivar reason: why it would have been kept out, but for ``--verify observe``
+    :ivar detail: the same in a sentence
     """
 
     name: ClassVar[str] = "accepted"
     connection: ConnectionInfo
     tls: TLSInfo
-    client: Identity
-    ca: str
+    client: Identity | None
+    ca: str | None
+    reason: Reason | None = None
+    detail: str | None = None
     duration: float
+
+    @property
+    def verified(self) -> bool:
+        """Whether a trust anchor vouches for it."""
+        return self.ca is not None
 
     def as_dict(self) -> dict[str, object]:
         """The fields of the JSON line, in its order."""
         return {
             **self.connection.as_dict(),
+            "verified": self.verified,
+            "reason": None if self.reason is None else self.reason.value,
+            "detail": self.detail,
             "tls": self.tls.as_dict(),
-            "client": self.client.as_dict(),
+            "client": None if self.client is None else self.client.as_dict(),
             "ca": self.ca,
             "duration": self.duration,
         }

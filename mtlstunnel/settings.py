@@ -47,6 +47,24 @@ class AlertPolicy(enum.Enum):
     """The code that RFC 8446, section 6.2, has for the reason."""
 
 
+class VerifyStrategy(enum.Enum):
+    """What is asked of clients; all but the first let in some that nobody vouches for."""
+
+    REQUIRE_AND_VERIFY = "require-and-verify"
+    """A certificate, and a verdict on it that lets the client in."""
+    REQUIRE_ANY = "require-any"
+    """A certificate, whoever signed it."""
+    REQUEST = "request"
+    """Nothing: a certificate is asked for, and is not needed."""
+    OBSERVE = "observe"
+    """Nothing: every verdict is reached and recorded, and everyone is let in, for a roll-out."""
+
+    @property
+    def judges(self) -> bool:
+        """Whether a verdict is reached at all."""
+        return self in (VerifyStrategy.REQUIRE_AND_VERIFY, VerifyStrategy.OBSERVE)
+
+
 @attrs.frozen
 class Address:
     """
@@ -280,6 +298,8 @@ class TunnelSettings(VerdictSettings):
     :ivar key: its private key; None where it is in the same file
     :ivar domains: the names of a self-made certificate
     :ivar state_dir: where a self-made certificate is kept; None for the usual place
+    :ivar verify: what is asked of clients
+    :ivar resumption: whether a client may shorten its next handshake, and is judged again then
     """
 
     listen: tuple[Place, ...] = attrs.field(
@@ -297,6 +317,8 @@ class TunnelSettings(VerdictSettings):
     max_version: TLSVersion = attrs.field(default=TLSVersion.TLS_1_3)
     alert: AlertPolicy = AlertPolicy.BAD_CERTIFICATE
     limits: TimeLimits = attrs.Factory(TimeLimits)
+    verify: VerifyStrategy = attrs.field(default=VerifyStrategy.REQUIRE_AND_VERIFY)
+    resumption: bool = False
 
     @key.validator
     def _key_has_a_cert(self, _attribute: Attribute[Path | None], value: Path | None) -> None:
@@ -311,4 +333,14 @@ class TunnelSettings(VerdictSettings):
             raise SettingsError(
                 f"--min-version {self.min_version.value} is above --max-version {value.value}; "
                 "swap them or leave one out"
+            )
+
+    @verify.validator
+    def _rules_are_asked_for(
+        self, _attribute: Attribute[VerifyStrategy], value: VerifyStrategy
+    ) -> None:
+        if not value.judges and self.allow != AllowedNames():
+            raise SettingsError(
+                f"--verify {value.value} asks nobody for more than a certificate, so the --allow "
+                "rules would do nothing; leave them out, or take --verify observe"
             )

@@ -31,6 +31,7 @@ from mtlstunnel.settings import (
     TimeLimits,
     TLSVersion,
     TunnelSettings,
+    VerifyStrategy,
     choice,
     parse_listen,
     parse_upstream,
@@ -60,12 +61,14 @@ class Options(VerdictOptions):
         ["state-dir", None, None, "where a self-made certificate is kept"],
         ["min-version", None, "1.2", "lowest TLS version: 1.2 or 1.3"],
         ["max-version", None, "1.3", "highest TLS version"],
+        ["verify", None, "require-and-verify", "or, letting in the unverified: see the reference"],
         ["alert", None, "bad_certificate", "answer to a refused certificate, or: specific"],
         ["handshake-timeout", None, "10", "seconds to the verdict"],
         ["connect-timeout", None, "10", "seconds to reach the upstream"],
         ["half-close-timeout", None, "60", "seconds without a byte after one side has ended"],
     ]
     optFlags: list[list[Any]] = [
+        ["resumption", None, "let clients resume their sessions; they are judged again"],
         ["demo", None, "make throw-away certificates and an upstream, and show what to try"],
     ]
 
@@ -109,6 +112,8 @@ class Options(VerdictOptions):
             "min_version": choice("--min-version", TLSVersion, self["min-version"]),
             "max_version": choice("--max-version", TLSVersion, self["max-version"]),
             "alert": choice("--alert", AlertPolicy, self["alert"]),
+            "verify": choice("--verify", VerifyStrategy, self["verify"]),
+            "resumption": bool(self["resumption"]),
             "limits": TimeLimits(
                 handshake=seconds("--handshake-timeout", self["handshake-timeout"]),
                 connect=seconds("--connect-timeout", self["connect-timeout"]),

@@ -34,7 +34,7 @@ from mtlstunnel.relay.session import (
 )
 from mtlstunnel.relay.upstream import Attempt, Upstream, UpstreamFactory, UpstreamProtocol
 from mtlstunnel.settings import TimeLimits
-from mtlstunnel.tls.door import EstablishedSession, ISessionTaker
+from mtlstunnel.tls.established import EstablishedSession, ISessionTaker
 from mtlstunnel.tls.records import Buffers, RecordMachine, open_machine
 
 _log = Logger()

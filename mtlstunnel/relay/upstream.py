@@ -21,7 +21,7 @@ from zope.interface import alsoProvides, implementer
 
 from mtlstunnel.errors import SettingsError
 from mtlstunnel.settings import Address, Place
-from mtlstunnel.tls.door import RawReceiver
+from mtlstunnel.tls.established import RawReceiver
 from mtlstunnel.trust.identity import escape
 
 

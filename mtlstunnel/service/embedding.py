@@ -44,6 +44,7 @@ def door_factory(
     max_version: TLSVersion = TLSVersion.TLS_1_3,
     alert: AlertPolicy = AlertPolicy.BAD_CERTIFICATE,
     allow: AllowedNames | None = None,
+    resumption: bool = False,
     handshake_timeout: float = 10.0,
     events: EventSink | None = None,
 ) -> DoorFactory:
@@ -57,6 +58,7 @@ def door_factory(
     :param cert: the server's certificate chain, PEM
     :param key: its private key; None where it is in the same file
     :param allow: which of the verified clients come in; all of them where None
+    :param resumption: whether clients may resume their sessions; they are judged again then
     :param handshake_timeout: seconds from the accepted connection to the verdict
     :param events: gets every verdict; the application's log, as JSON lines, where None
     :raises MtlstunnelError: a bundle, certificate, key or rule cannot be used
@@ -75,6 +77,7 @@ def door_factory(
         max_version=max_version,
         alert=alert,
         policy=trust.policy,
+        resumption=resumption,
     )
     return DoorFactory(
         context,

@@ -22,6 +22,7 @@ from mtlstunnel.tls.context import DoorContext, utc_now
 from mtlstunnel.tls.credentials import Credentials, load_credentials
 from mtlstunnel.tls.door import DoorFactory, describe_address
 from mtlstunnel.trust.policy import load_trust
+from mtlstunnel.trust.strategy import loud_notes
 
 _log = Logger(namespace="mtlstunnel")
 
@@ -58,7 +59,7 @@ class TunnelService(Service):
         self._events = AuditLog() if events is None else events
         trust = load_trust(settings, utc_now())
         credentials, notes = _credentials(settings)
-        self._notes = (*trust.notes, *notes)
+        self._notes = (*loud_notes(settings.verify), *trust.notes, *notes)
         self._context = DoorContext(
             bundle=trust.bundle,
             credentials=credentials,
@@ -66,6 +67,8 @@ class TunnelService(Service):
             max_version=settings.max_version,
             alert=settings.alert,
             policy=trust.policy,
+            verify=settings.verify,
+            resumption=settings.resumption,
         )
         self._tunnels = TunnelFactory(
             reactor=reactor,
@@ -142,7 +145,7 @@ class TunnelService(Service):
         closing = self._close_ports()
         for door in self._doors:
             for connection in list(door.live):
-                if connection.identity is None:
+                if not connection.is_in:
                     connection.abort()
         self._tunnels.stop()
         self._doors = []

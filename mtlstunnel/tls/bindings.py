@@ -3,7 +3,8 @@ Every private name of pyOpenSSL and Twisted that is used here, and nothing else.
 
 ``tests/tls/test_bindings.py`` says on which versions they were seen to work.  Without
 :data:`HAS_VERIFY` the door cannot choose its alert and refuses to start; without
-:data:`HAS_RECORDS` sessions are carried by pyOpenSSL's public and slower calls.
+:data:`HAS_RECORDS` sessions are carried by pyOpenSSL's public and slower calls, and without
+:data:`HAS_RESUMPTION` there is no resumption to be had.
 """
 
 from __future__ import annotations
@@ -53,8 +54,13 @@ _RECORD_NAMES = (
     "SSL_write",
 )
 
+_RESUMPTION_NAMES = ("SSL_session_reused", "SSL_set_options")
+
 HAS_VERIFY = all(hasattr(_lib, name) for name in _VERIFY_NAMES)
 """Whether a verify callback of ours can be installed."""
+
+HAS_RESUMPTION = all(hasattr(_lib, name) for name in _RESUMPTION_NAMES)
+"""Whether a resumption can be seen, and undone, before anything is answered."""
 
 HAS_RECORDS = all(hasattr(_lib, name) for name in _RECORD_NAMES) and all(
     hasattr(SSL.Connection, name) for name in ("bio_read", "bio_write")
@@ -76,23 +82,33 @@ ERROR_ZERO_RETURN = 6
 VERIFY_OK = 0
 """X509_V_OK"""
 
+LET_IN_ANYWAY = -1
+"""What a verify callback answers to go on against OpenSSL's objection."""
+
+OP_NO_TICKET = 0x4000
+"""SSL_OP_NO_TICKET of <openssl/ssl.h>, for one connection."""
+
 StoreContext = Any
 """An ``X509_STORE_CTX *``, valid only inside the verify callback."""
 
 VerifyCallback = Callable[[bool, StoreContext], int]
 """
-Gets OpenSSL's own opinion and the store context; answers :data:`VERIFY_OK` to go on, or the
-X509_V_ERR number that OpenSSL's alert is made from.
+Gets OpenSSL's own opinion and the store context; answers :data:`VERIFY_OK` to go on where OpenSSL
+has no objection, :data:`LET_IN_ANYWAY` to go on although it has one, or the X509_V_ERR number that
+OpenSSL's alert is made from.
 """
 
 
-def set_verify(context: SSL.Context, verify: VerifyCallback, refuse_with: int) -> object:
+def set_verify(
+    context: SSL.Context, verify: VerifyCallback, refuse_with: int, *, required: bool = True
+) -> object:
     """
-    Require a client certificate and let ``verify`` decide on it.
+    Ask for a client certificate and let ``verify`` decide on it.
 
     pyOpenSSL's own ``set_verify`` cannot choose the error that the alert is made from.
 
     :param refuse_with: the X509_V_ERR number where ``verify`` itself fails: an exception refuses
+    :param required: whether a client without a certificate is refused
     :returns: what must be kept alive as long as the context
     """
 
@@ -107,12 +123,26 @@ def set_verify(context: SSL.Context, verify: VerifyCallback, refuse_with: int) -
             answer = refuse_with
         if answer == VERIFY_OK:
             return ok
+        if answer == LET_IN_ANYWAY:
+            # What is left in the context would be the result of the whole verification.
+            _lib.X509_STORE_CTX_set_error(store_context, VERIFY_OK)
+            return 1
         _lib.X509_STORE_CTX_set_error(store_context, answer)
         return 0
 
-    required = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
-    _lib.SSL_CTX_set_verify(context._context, required, callback)
+    mode = SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if required else 0)
+    _lib.SSL_CTX_set_verify(context._context, mode, callback)
     return callback
+
+
+def session_was_resumed(connection: SSL.Connection) -> bool:
+    """Whether the handshake goes on from a ticket; known as soon as the ClientHello was read."""
+    return bool(_lib.SSL_session_reused(connection._ssl))
+
+
+def take_no_ticket(connection: SSL.Connection) -> None:
+    """Make a fresh connection take no ticket, so that its handshake is a whole one."""
+    _lib.SSL_set_options(connection._ssl, OP_NO_TICKET)
 
 
 def _der(x509: Any) -> bytes | None:

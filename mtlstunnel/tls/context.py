@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Sequence
 
 import attrs
+from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL, crypto
 from twisted.logger import Logger
 
 from mtlstunnel.errors import BundleError, MtlstunnelError, ServerCertificateError
-from mtlstunnel.settings import AlertPolicy, TLSVersion
+from mtlstunnel.settings import AlertPolicy, TLSVersion, VerifyStrategy
 from mtlstunnel.tls import bindings
 from mtlstunnel.tls.credentials import Credentials
+from mtlstunnel.tls.resumption import AcceptedPaths
 from mtlstunnel.trust.bundle import Bundle
+from mtlstunnel.trust.identity import identity_of_der
 from mtlstunnel.trust.policy import EVERY_GOOD_PATH, Policy
 from mtlstunnel.trust.reasons import SPECIFIC_ALERT, Alert, Reason
-from mtlstunnel.trust.verdict import Finding, Presented, Refused, Verdict, judge
+from mtlstunnel.trust.strategy import Outcome, Unverified, outcome_of
+from mtlstunnel.trust.verdict import NO_CERTIFICATE, Accepted, Finding, Presented, Refused, judge
 
 _log = Logger()
 
@@ -38,6 +43,9 @@ _CODE_FOR_ALERT = {
     Alert.DECRYPT_ERROR: 7,
 }
 """An X509_V_ERR number that OpenSSL turns into each alert (its ssl_x509err2alert)."""
+
+TICKET_SECONDS = 3600
+"""How long a ticket for resumption is good, at most (RFC 8446, 4.6.1, allows a week)."""
 
 Clock = Callable[[], datetime.datetime]
 
@@ -91,11 +99,15 @@ class DoorContext:
     max_version: TLSVersion = TLSVersion.TLS_1_3
     alert: AlertPolicy = AlertPolicy.BAD_CERTIFICATE
     policy: Policy = EVERY_GOOD_PATH
+    verify: VerifyStrategy = VerifyStrategy.REQUIRE_AND_VERIFY
+    resumption: bool = False
     generation: int = 1
     now: Clock = utc_now
     _context: SSL.Context = attrs.field(init=False, repr=False)
     _kept_alive: object = attrs.field(init=False, repr=False)
-    _verdict: Verdict | None = attrs.field(init=False, default=None, repr=False)
+    _outcome: Outcome | None = attrs.field(init=False, default=None, repr=False)
+    _path: Sequence[bytes] = attrs.field(init=False, default=(), repr=False)
+    _accepted: AcceptedPaths = attrs.field(init=False, factory=AcceptedPaths, repr=False)
 
     def __attrs_post_init__(self) -> None:
         if not bindings.HAS_VERIFY:
@@ -106,9 +118,13 @@ class DoorContext:
         context = SSL.Context(SSL.TLS_SERVER_METHOD)
         context.set_min_proto_version(_VERSIONS[self.min_version])
         context.set_max_proto_version(_VERSIONS[self.max_version])
-        # A resumed session runs no verify callback, so nothing may be resumed.
-        context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION)
+        context.set_options(SSL.OP_NO_RENEGOTIATION)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+        if self.resumption:
+            self._allow_tickets(context)
+        else:
+            # A resumed session runs no verify callback, so nothing may be resumed.
+            context.set_options(SSL.OP_NO_TICKET)
         # NO_AUTO_CHAIN: the anchors are for judging clients, not for completing our own chain.
         context.set_mode(SSL.MODE_RELEASE_BUFFERS | bindings.MODE_NO_AUTO_CHAIN)
         # One SSL_write then takes a whole batch.
@@ -138,8 +154,22 @@ class DoorContext:
                 )
         if problems:
             raise BundleError(problems)
-        self._kept_alive = bindings.set_verify(context, self._verify, CERT_REJECTED)
+        required = self.verify in (VerifyStrategy.REQUIRE_AND_VERIFY, VerifyStrategy.REQUIRE_ANY)
+        self._kept_alive = bindings.set_verify(
+            context, self._verify, CERT_REJECTED, required=required
+        )
         self._context = context
+
+    def _allow_tickets(self, context: SSL.Context) -> None:
+        if not bindings.HAS_RESUMPTION:
+            raise MtlstunnelError(
+                "--resumption: this pyOpenSSL and cryptography lack what is needed to judge a "
+                "client again when it resumes; leave the option out, or install newer ones"
+            )
+        # The keys of tickets are OpenSSL's own, random for each context, so a ticket is good for
+        # one generation of trust of one service.  The name says the same once more.
+        context.set_session_id(secrets.token_bytes(16))
+        context.set_timeout(TICKET_SECONDS)
 
     def connection(self) -> SSL.Connection:
         """A new server connection over memory, ready for a ClientHello."""
@@ -147,41 +177,92 @@ class DoorContext:
         connection.set_accept_state()
         return connection
 
-    def do_handshake(self, connection: SSL.Connection) -> Verdict | None:
-        """
-        Take a handshake one step further.
+    def whole_connection(self) -> SSL.Connection:
+        """The same, for a handshake that is a whole one, whatever ticket the client offers."""
+        connection = self.connection()
+        bindings.take_no_ticket(connection)
+        return connection
 
-        :returns: the verdict, where one was reached in this step
-        :raises OpenSSL.SSL.Error: as pyOpenSSL's own, with the verdict in ``last_verdict``
+    def do_handshake(self, connection: SSL.Connection) -> None:
         """
-        self._verdict = None
+        Take a handshake one step further.  Only one handshake is inside OpenSSL at a time, so
+        :attr:`outcome` and :attr:`path` are then about this step of this connection.
+
+        :raises OpenSSL.SSL.Error: as pyOpenSSL's own
+        """
+        self._outcome, self._path = None, ()
         connection.do_handshake()
-        return self._verdict
 
     @property
-    def last_verdict(self) -> Verdict | None:
+    def outcome(self) -> Outcome | None:
+        """What the verdict came to in the step that ran last; None where there was none."""
+        return self._outcome
+
+    @property
+    def path(self) -> Sequence[bytes]:
+        """The path that was accepted in the step that ran last."""
+        return self._path
+
+    def outcome_without_certificate(self) -> Outcome:
+        """What it comes to when OpenSSL has let in a client that showed none."""
+        return outcome_of(NO_CERTIFICATE, self.verify)
+
+    def remember(self, path: Sequence[bytes]) -> None:
+        """A client has come in by this path, and may resume its session."""
+        self._accepted.remember(path)
+
+    def outcome_of_resumption(self, connection: SSL.Connection) -> Outcome | None:
         """
-        The verdict of the step that ran last.  Only one handshake is inside OpenSSL at a time, so
-        it is that of the connection given to the last :meth:`do_handshake`.
+        Judge a client again that resumes its session: dates, revocation and access rules by now.
+
+        :returns: None where it must make a whole handshake, in which it is judged anew
         """
-        return self._verdict
+        try:
+            leaf = connection.get_peer_certificate(as_cryptography=True)
+            path = self._accepted.recall(leaf.public_bytes(Encoding.DER)) if leaf else None
+            if path is None:
+                return None
+            verdict = judge(Presented(path), self.now(), self.policy)
+        except Exception:
+            _log.failure("a resumption could not be judged; it becomes a whole handshake")
+            return None
+        return verdict if isinstance(verdict, Accepted) else None
 
     def _verify(self, ok: bool, store_context: bindings.StoreContext) -> int:
+        if isinstance(self._outcome, Unverified):
+            # The first objection is the verdict; nothing that follows can change it.
+            return bindings.LET_IN_ANYWAY
         try:
-            code, depth = bindings.store_error(store_context)
-            if ok and depth > 0:
-                return bindings.VERIFY_OK
-            if ok:
-                presented = Presented(bindings.store_path(store_context))
-            else:
-                leaf = bindings.store_leaf(store_context)
-                finding = Finding(code, depth, bindings.store_current(store_context))
-                presented = Presented(() if leaf is None else (leaf,), finding)
-            verdict = judge(presented, self.now(), self.policy)
+            outcome = self._judge(ok, store_context)
         except Exception:
             _log.failure("the verify callback failed; the client is refused")
-            verdict = Refused(Reason.OTHER, "the verdict failed; the log has the traceback")
-        self._verdict = verdict
-        if isinstance(verdict, Refused):
-            return _CODE_FOR_ALERT[alert_for(verdict.reason, self.alert)]
-        return bindings.VERIFY_OK
+            outcome = Refused(Reason.OTHER, "the verdict failed; the log has the traceback")
+        if outcome is None:
+            return bindings.VERIFY_OK
+        self._outcome = outcome
+        match outcome:
+            case Refused():
+                return _CODE_FOR_ALERT[alert_for(outcome.reason, self.alert)]
+            case Unverified():
+                return bindings.LET_IN_ANYWAY
+            case Accepted():
+                return bindings.VERIFY_OK
+
+    def _judge(self, ok: bool, store_context: bindings.StoreContext) -> Outcome | None:
+        """None where there is more to come."""
+        if not self.verify.judges:
+            leaf = bindings.store_leaf(store_context)
+            return Unverified(None if leaf is None else identity_of_der(leaf))
+        code, depth = bindings.store_error(store_context)
+        if ok and depth > 0:
+            return None
+        if ok:
+            presented = Presented(bindings.store_path(store_context))
+        else:
+            leaf = bindings.store_leaf(store_context)
+            finding = Finding(code, depth, bindings.store_current(store_context))
+            presented = Presented(() if leaf is None else (leaf,), finding)
+        verdict = judge(presented, self.now(), self.policy)
+        if isinstance(verdict, Accepted):
+            self._path = presented.path
+        return outcome_of(verdict, self.verify)

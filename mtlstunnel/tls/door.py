@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import attrs
 from OpenSSL import SSL
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
@@ -20,7 +19,7 @@ from twisted.internet.interfaces import (
 from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
-from zope.interface import Interface, implementer
+from zope.interface import implementer
 
 from mtlstunnel.events import (
     AcceptedClient,
@@ -33,10 +32,12 @@ from mtlstunnel.events import (
 )
 from mtlstunnel.tls import bindings
 from mtlstunnel.tls.context import DoorContext
+from mtlstunnel.tls.established import EstablishedSession, ISessionTaker, session_receive
 from mtlstunnel.tls.handshake import Handshake, Progress
 from mtlstunnel.tls.transports import bare_socket_transport
 from mtlstunnel.trust.identity import Identity
 from mtlstunnel.trust.reasons import Reason
+from mtlstunnel.trust.strategy import Unverified
 from mtlstunnel.trust.verdict import Accepted, Refused
 
 if TYPE_CHECKING:
@@ -51,62 +52,8 @@ REFUSAL_LINGER_BYTES = 64 * 1024 * 1024
 """How much a refused client may still send before it is cut off."""
 
 
-class RawReceiver(Protocol):
-    """Who gets what comes from the client's transport once a session was taken over."""
-
-    def raw_received(self, data: bytes) -> None:
-        """Ciphertext came."""
-
-    def raw_ended(self) -> None:
-        """The client sent FIN."""
-
-    def raw_lost(self, reason: Failure) -> None:
-        """The transport is gone."""
-
-
 def _drop_all(data: bytes) -> None:
     """For what comes when the connection is over; a method here would be a reference cycle."""
-
-
-class _Nobody:
-    """Stands in until the one who took the session over says where its bytes go."""
-
-    def raw_received(self, data: bytes) -> None:
-        raise RuntimeError("bytes for a session that nobody reads: pause its transport first")
-
-    def raw_ended(self) -> None:
-        pass
-
-    def raw_lost(self, reason: Failure) -> None:
-        pass
-
-
-@attrs.define
-class EstablishedSession:
-    """
-    A client that was let in, with its TLS state and its transport, for one who takes them over.
-
-    What the client sent behind its handshake is inside ``connection`` already.
-
-    :ivar connection: the TLS state over memory BIOs
-    :ivar transport: the client's own transport; its reading is paused
-    :ivar flushed: whether the transport is known to have nothing left to write
-    :ivar receiver: who gets what still comes through the transport
-    """
-
-    connection: SSL.Connection
-    transport: Any
-    info: ConnectionInfo
-    identity: Identity
-    flushed: bool
-    receiver: RawReceiver = attrs.Factory(_Nobody)
-
-
-class ISessionTaker(Interface):
-    """A protocol that wants the TLS session itself instead of a transport with plaintext."""
-
-    def take_session(session: EstablishedSession) -> None:
-        """Called once, after the verdict, in place of ``makeConnection``."""
 
 
 @implementer(IHalfCloseableProtocol)
@@ -116,11 +63,15 @@ class DoorProtocol(TLSMemoryBIOProtocol):
 
     The wrapped protocol hears nothing before the verdict.  Then it is either connected, as by any
     ``TLSMemoryBIOProtocol``, or given the session itself if it is an :class:`ISessionTaker`.
+
+    :ivar identity: who the client is; None where nobody vouches for it
+    :ivar is_in: whether the client was let in
     """
 
     factory: DoorFactory
     transport: Any
     identity: Identity | None = None
+    is_in = False
     _handshake: Handshake | None = None
     _connection: SSL.Connection | None = None
     _socket: socket.socket | None = None
@@ -205,26 +156,26 @@ class DoorProtocol(TLSMemoryBIOProtocol):
     def _accepted(self, handshake: Handshake) -> None:
         self._stop_timer()
         self._handshake = None
-        verdict = cast("Accepted", handshake.verdict)
         accepted = AcceptedClient(
             connection=self.info,
             tls=handshake.tls_info(),
-            client=verdict.identity,
-            ca=verdict.anchor_sha256,
             duration=self._seconds(),
+            **_what_is_told(cast("Accepted | Unverified", handshake.verdict)),
         )
         if not self._tell(accepted):
             # Nobody comes in of whom there is no record.
             self._receive = self._drop
             self._cut_off()
             return
-        self.identity = verdict.identity
+        self.is_in = True
+        if isinstance(handshake.verdict, Accepted):
+            self.identity = handshake.verdict.identity
         if ISessionTaker.providedBy(self.wrappedProtocol):
             session = EstablishedSession(
                 handshake.connection,
                 self.transport,
                 self.info,
-                verdict.identity,
+                self.identity,
                 flushed=self._socket is not None,
             )
             self._session = session
@@ -358,13 +309,14 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         self.transport.abortConnection()
 
 
-def session_receive(session: EstablishedSession) -> Callable[[bytes], None]:
-    """What to call with ciphertext, whoever is the session's receiver by then."""
-
-    def receive(data: bytes) -> None:
-        session.receiver.raw_received(data)
-
-    return receive
+def _what_is_told(verdict: Accepted | Unverified) -> dict[str, Any]:
+    """The fields of an :class:`AcceptedClient` that say who it is."""
+    if isinstance(verdict, Accepted):
+        return {"client": verdict.identity, "ca": verdict.anchor_sha256}
+    told: dict[str, Any] = {"client": verdict.identity, "ca": None}
+    if verdict.objection is not None:
+        told.update(reason=verdict.objection.reason, detail=verdict.objection.detail)
+    return told
 
 
 def describe_address(address: IAddress | None) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 
 import attrs
 from OpenSSL import SSL
 
 from mtlstunnel.events import TLSInfo
+from mtlstunnel.tls import bindings
 from mtlstunnel.tls.context import DoorContext, alert_for
 from mtlstunnel.trust.identity import escape, escape_bytes
 from mtlstunnel.trust.reasons import Alert, Reason
-from mtlstunnel.trust.verdict import NO_CERTIFICATE, Accepted, Refused, Verdict
+from mtlstunnel.trust.strategy import Outcome, Unverified
+from mtlstunnel.trust.verdict import NO_CERTIFICATE, Accepted, Refused
 
 _HANDSHAKE_RECORD = 0x16
 _ALERT_RECORD = 0x15
@@ -87,18 +90,27 @@ class Handshake:
     :ivar progress: how far it is
     :ivar verdict: what was decided; also for handshakes that failed otherwise
     :ivar alert: the alert the client was sent; None where none was, or its number is not known
+    :ivar resumed: whether it goes on from a ticket
     """
 
     context: DoorContext
     connection: SSL.Connection = attrs.field(init=False)
     progress: Progress = attrs.field(init=False, default=Progress.SILENT)
-    verdict: Verdict | None = attrs.field(init=False, default=None)
+    verdict: Outcome | None = attrs.field(init=False, default=None)
     alert: int | None = attrs.field(init=False, default=None)
+    resumed: bool = attrs.field(init=False, default=False)
+    _path: Sequence[bytes] = attrs.field(init=False, default=())
     _answered: bool = attrs.field(init=False, default=False)
     """A flight of handshake messages went out, so the version is agreed."""
+    _may_resume: bool = attrs.field(init=False)
+    _heard: bytes = attrs.field(init=False, default=b"")
+    """All that came, as long as a resumption may have to be undone."""
+    _said: bytes = attrs.field(init=False, default=b"")
+    """What was answered meanwhile."""
 
     def __attrs_post_init__(self) -> None:
         self.connection = self.context.connection()
+        self._may_resume = self.context.resumption
 
     def receive(self, data: bytes) -> bytes:
         """
@@ -110,33 +122,71 @@ class Handshake:
                 self.progress = Progress.NOT_TLS
                 return b""
             self.progress = Progress.RUNNING
-        connection = self.connection
-        connection.bio_write(data)
-        try:
-            verdict = self.context.do_handshake(connection)
-        except SSL.WantReadError:
-            self.verdict = self.context.last_verdict or self.verdict
-            return self._outgoing()
-        except SSL.Error as error:
-            self.verdict = self.context.last_verdict or self.verdict
-            return self._refuse(error)
-        self.verdict = verdict or self.verdict
+        if self._may_resume:
+            self._heard += data
+        is_done, fault = self._step(data)
+        unsaid = 0
+        if self._may_resume and bindings.session_was_resumed(self.connection):
+            self._may_resume = False
+            self.verdict = self.context.outcome_of_resumption(self.connection)
+            self.resumed = self.verdict is not None
+            if not self.resumed:
+                # Nothing of the resumption has gone out yet, so it never was.
+                self.connection = self.context.whole_connection()
+                is_done, fault = self._step(self._heard)
+                unsaid = len(self._said)
         wire = self._outgoing()
-        # The backstop: without a verdict that says so, nobody comes in, whatever OpenSSL thinks.
-        if isinstance(self.verdict, Accepted):
-            self.progress = Progress.ACCEPTED
-        else:
-            self.progress = Progress.REFUSED
-            self.verdict = Refused(Reason.OTHER, "the handshake ended without a verdict")
+        if unsaid:
+            if wire[:unsaid] != self._said:
+                self.progress = Progress.REFUSED
+                self.verdict = Refused(Reason.OTHER, "a resumption could not be undone")
+                return b""
+            wire = wire[unsaid:]
+        if self._may_resume:
+            self._said += wire
+        if fault is not None:
+            self._refuse(fault, wire)
+        elif is_done:
+            self._decide()
         return wire
 
-    def _refuse(self, error: SSL.Error) -> bytes:
+    def _step(self, data: bytes) -> tuple[bool, str | None]:
+        """Whether OpenSSL says that the handshake is done, and why it says that it has failed."""
+        context = self.context
+        self.connection.bio_write(data)
+        is_done, fault = False, None
+        try:
+            context.do_handshake(self.connection)
+            is_done = True
+        except SSL.WantReadError:
+            pass
+        except SSL.Error as error:
+            # Not the error itself: its traceback would hold this frame, and the frame it.
+            fault = _openssl_says(error)
+        if context.outcome is not None:
+            self.verdict, self._path = context.outcome, context.path
+        return is_done, fault
+
+    def _decide(self) -> None:
+        if self.verdict is None and self.connection.get_peer_certificate() is None:
+            self.verdict = self.context.outcome_without_certificate()
+        match self.verdict:
+            case Accepted() | Unverified():
+                self.progress = Progress.ACCEPTED
+                if self._path and self.context.resumption:
+                    self.context.remember(self._path)
+            case Refused() | None:
+                # The backstop: without a verdict that says so, nobody comes in, whatever OpenSSL
+                # thinks.
+                self.progress = Progress.REFUSED
+                self.verdict = Refused(Reason.OTHER, "the handshake ended without a verdict")
+        self._may_resume, self._heard, self._said = False, b"", b""
+
+    def _refuse(self, said: str, wire: bytes) -> None:
         self.progress = Progress.REFUSED
-        wire = self._outgoing()
         if isinstance(self.verdict, Refused):
             self.alert = alert_for(self.verdict.reason, self.context.alert)
-            return wire
-        said = _openssl_says(error)
+            return
         self.verdict = _explain(said)
         self.alert = _plain_alert(wire)
         if self.alert is None and wire:
@@ -144,7 +194,6 @@ class Handshake:
                 Reason.NO_CERTIFICATE: Alert.CERTIFICATE_REQUIRED,
                 Reason.BAD_SIGNATURE: Alert.DECRYPT_ERROR,
             }.get(self.verdict.reason)
-        return wire
 
     def _outgoing(self) -> bytes:
         parts = []
@@ -171,6 +220,7 @@ class Handshake:
             cipher=cipher,
             group=_group(connection) if cipher is not None else None,
             sni=None if sni is None else escape_bytes(sni),
+            resumed=self.resumed,
         )
 
 

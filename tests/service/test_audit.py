@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
 from twisted.logger import LogEvent, Logger, globalLogPublisher
 from twisted.trial import unittest
 
@@ -46,6 +47,7 @@ TLS_FIELDS = {
     "cipher": "TLS_AES_256_GCM_SHA384",
     "group": "X25519",
     "sni": "a.example",
+    "resumed": False,
 }
 
 
@@ -142,16 +144,36 @@ class TheFields(unittest.SynchronousTestCase):
         )
         found = fields(event)
         self.assertEqual((found["client"], found["depth"]), (None, None))
-        self.assertEqual(found["tls"], dict.fromkeys(TLS_FIELDS))
+        self.assertEqual(found["tls"], {**dict.fromkeys(TLS_FIELDS), "resumed": False})
 
     def test_an_acceptance(self) -> None:
         found = fields(accepted())
         client = found.pop("client")
         self.assertEqual(
             found,
-            {**CONNECTION, "event": "accepted", "tls": TLS_FIELDS, "ca": "c0ffee", "duration": 0.5},
+            {
+                **CONNECTION,
+                "event": "accepted",
+                "verified": True,
+                "reason": None,
+                "detail": None,
+                "tls": TLS_FIELDS,
+                "ca": "c0ffee",
+                "duration": 0.5,
+            },
         )
         self.assertEqual(client["subject"], "CN=alice")
+
+    def test_an_acceptance_of_one_that_nobody_vouches_for(self) -> None:
+        found = fields(
+            attrs.evolve(
+                accepted(), client=None, ca=None, reason=Reason.NO_CERTIFICATE, detail="none came"
+            )
+        )
+        self.assertEqual(
+            [found[name] for name in ("verified", "reason", "detail", "client", "ca")],
+            [False, "no_certificate", "none came", None, None],
+        )
 
     def test_an_end(self) -> None:
         self.assertEqual(

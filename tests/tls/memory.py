@@ -25,7 +25,7 @@ CA = "Test CA"
 TLS_1_2, TLS_1_3 = SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION
 VERSIONS = {"TLS 1.2": TLS_1_2, "TLS 1.3": TLS_1_3}
 
-_READ_ALERT = SSL.SSL_CB_READ | SSL.SSL_CB_ALERT
+READ_ALERT = SSL.SSL_CB_READ | SSL.SSL_CB_ALERT
 
 
 def bundle_of(*authorities: pki.Authority) -> Bundle:
@@ -96,7 +96,7 @@ class MemoryClient:
             self.connection.set_session(session)
 
     def _info(self, connection: SSL.Connection, where: int, value: int) -> None:
-        if where & _READ_ALERT == _READ_ALERT:
+        if where & READ_ALERT == READ_ALERT:
             self.alert = value & 0xFF
 
     def step(self, wire: bytes = b"") -> bytes:

@@ -26,7 +26,7 @@ from tests.tls.memory import (
     shake_hands,
 )
 
-_REFUSED = {
+REASONS_OF_REFUSED = {
     "expired": (Reason.EXPIRED, 45),
     "not_yet_valid": (Reason.NOT_YET_VALID, 45),
     "wrong_purpose": (Reason.WRONG_PURPOSE, 43),
@@ -42,6 +42,17 @@ def refused(handshake: Handshake) -> Refused:
     assert handshake.progress is Progress.REFUSED, handshake.progress
     assert isinstance(handshake.verdict, Refused), handshake.verdict
     return handshake.verdict
+
+
+def with_a_false_proof(wire: bytes) -> bytes:
+    """A client's last flight of TLS 1.2, as if another key had signed it."""
+    flight = bytearray(wire)
+    at = 0
+    while not (flight[at] == 0x16 and flight[at + 5] == 15):
+        at += 5 + int.from_bytes(flight[at + 3 : at + 5], "big")
+    length = int.from_bytes(flight[at + 3 : at + 5], "big")
+    flight[at + 5 + length - 1] ^= 1
+    return bytes(flight)
 
 
 class Verdicts(SynchronousTestCase):
@@ -76,7 +87,7 @@ class Verdicts(SynchronousTestCase):
             for who, leaf in pki.refused_clients().items():
                 handshake, client = shake_hands(leaf, version, context=context)
                 verdict = refused(handshake)
-                self.assertIs(verdict.reason, _REFUSED[who][0], (name, who))
+                self.assertIs(verdict.reason, REASONS_OF_REFUSED[who][0], (name, who))
                 self.assertEqual((handshake.alert, client.alert), (42, 42), (name, who))
                 self.assertEqual(verdict.depth, 0, (name, who))
                 assert verdict.identity is not None
@@ -89,7 +100,7 @@ class Verdicts(SynchronousTestCase):
         for name, version in VERSIONS.items():
             for who, leaf in pki.refused_clients().items():
                 handshake, client = shake_hands(leaf, version, context=context)
-                reason, alert = _REFUSED[who]
+                reason, alert = REASONS_OF_REFUSED[who]
                 self.assertIs(refused(handshake).reason, reason, (name, who))
                 self.assertEqual((handshake.alert, client.alert), (alert, alert), (name, who))
 
@@ -301,13 +312,7 @@ class HostileBytes(SynchronousTestCase):
     def test_a_proof_of_another_key_is_a_bad_signature(self) -> None:
         handshake = Handshake(door_context())
         client = MemoryClient(pki.client(), TLS_1_2)
-        flight = bytearray(client.step(handshake.receive(client.step())))
-        at = 0
-        while not (flight[at] == 0x16 and flight[at + 5] == 15):
-            at += 5 + int.from_bytes(flight[at + 3 : at + 5], "big")
-        length = int.from_bytes(flight[at + 3 : at + 5], "big")
-        flight[at + 5 + length - 1] ^= 1
-        wire = handshake.receive(bytes(flight))
+        wire = handshake.receive(with_a_false_proof(client.step(handshake.receive(client.step()))))
         verdict = refused(handshake)
         self.assertIs(verdict.reason, Reason.BAD_SIGNATURE)
         self.assertIn("did not prove", verdict.detail)

@@ -1,0 +1,78 @@
+"""A client that was let in, as the one who carries its bytes takes it over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import attrs
+from OpenSSL import SSL
+from twisted.python.failure import Failure
+from zope.interface import Interface
+
+from mtlstunnel.events import ConnectionInfo
+from mtlstunnel.trust.identity import Identity
+
+
+class RawReceiver(Protocol):
+    """Who gets what comes from the client's transport once a session was taken over."""
+
+    def raw_received(self, data: bytes) -> None:
+        """Ciphertext came."""
+
+    def raw_ended(self) -> None:
+        """The client sent FIN."""
+
+    def raw_lost(self, reason: Failure) -> None:
+        """The transport is gone."""
+
+
+class _Nobody:
+    """Stands in until the one who took the session over says where its bytes go."""
+
+    def raw_received(self, data: bytes) -> None:
+        raise RuntimeError("bytes for a session that nobody reads: pause its transport first")
+
+    def raw_ended(self) -> None:
+        pass
+
+    def raw_lost(self, reason: Failure) -> None:
+        pass
+
+
+@attrs.define
+class EstablishedSession:
+    """
+    A client that was let in, with its TLS state and its transport, for one who takes them over.
+
+    What the client sent behind its handshake is inside ``connection`` already.
+
+    :ivar connection: the TLS state over memory BIOs
+    :ivar transport: the client's own transport; its reading is paused
+    :ivar identity: who the client is; None where nobody vouches for it
+    :ivar flushed: whether the transport is known to have nothing left to write
+    :ivar receiver: who gets what still comes through the transport
+    """
+
+    connection: SSL.Connection
+    transport: Any
+    info: ConnectionInfo
+    identity: Identity | None
+    flushed: bool
+    receiver: RawReceiver = attrs.Factory(_Nobody)
+
+
+class ISessionTaker(Interface):
+    """A protocol that wants the TLS session itself instead of a transport with plaintext."""
+
+    def take_session(session: EstablishedSession) -> None:
+        """Called once, after the verdict, in place of ``makeConnection``."""
+
+
+def session_receive(session: EstablishedSession) -> Callable[[bytes], None]:
+    """What to call with ciphertext, whoever is the session's receiver by then."""
+
+    def receive(data: bytes) -> None:
+        session.receiver.raw_received(data)
+
+    return receive
