@@ -17,6 +17,10 @@ from mtlstunnel.relay.lane import NOBODY, Acknowledgement, LaneOwner
 _NOT_YET = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS})
 
 
+def _nothing_more() -> None:
+    """What a transport does whose socket has been taken from it."""
+
+
 @implementer(IReadWriteDescriptor)
 class SocketLane:
     """A lane on the socket of a Twisted transport, which stays as the one that closes it."""
@@ -31,6 +35,9 @@ class SocketLane:
         self.moved = 0
         self._reactor = reactor
         self._transport = transport
+        # The reactor may be in the middle of an event of this socket, with the transport still to
+        # be called: a write of nothing, after we have ended our direction, would be an error.
+        transport.doRead = transport.doWrite = _nothing_more  # type: ignore[method-assign]
         self._socket: socket.socket = transport.getHandle()
         self._fd = self._socket.fileno()
         self._buffer = buffer

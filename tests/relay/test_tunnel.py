@@ -108,6 +108,13 @@ class TLSPeer:
         return until(ended)
 
 
+class EagerUpstream:
+    """An upstream that is dialled as it is told."""
+
+    def __init__(self, dial: Any) -> None:
+        self.dial = dial
+
+
 class TunnelBehaviour:
     """One service on loopback; each test makes the upstream do something."""
 
@@ -231,6 +238,47 @@ class TunnelBehaviour:
         self.assertTrue(client.tls.ended)
         yield until(lambda: self.ends)
         self.assertEqual(self.ends, [("fin", "fin")])
+
+    @inlineCallbacks
+    def test_an_upstream_that_speaks_at_once_reaches_a_client_that_has_ended_already(self) -> Steps:
+        # Its greeting is there when the connect is, so the reactor has one event for both.
+        dial = self.tunnels.upstream.dial
+        backs: list[Peer] = []
+
+        def greet() -> None:
+            self.listening.setblocking(True)
+            sock, _ = self.listening.accept()
+            self.addCleanup(sock.close)
+            sock.send(b"220 ready")
+            backs.append(Peer(sock))
+
+        def dial_and_greet(factory: Any) -> Any:
+            attempt = dial(factory)
+            clock: Any = reactor
+            # Behind the connect, which Twisted makes in a call of its own, before it polls.
+            clock.callLater(0, greet)
+            return attempt
+
+        self.tunnels.upstream = EagerUpstream(dial_and_greet)
+        client = TLSPeer(self.address, pki.client(), TLS_1_3)
+        self.addCleanup(client.wire.close)
+        client.turn()
+        yield until(lambda: (client.wire.take(), client.wire.received)[1])
+        # Finished, all it has to say, and its end come as one.
+        last = client.tls.step(bytes(client.wire.received))
+        client.wire.received.clear()
+        client.wire.push(last + client.tls.write(b"QUIT") + client.tls.close_notify())
+        yield until(lambda: backs)
+        (back,) = backs
+        yield back.gets_end()
+        self.assertEqual((back.received, back.end), (b"QUIT", "fin"))
+        yield back.send(b" and goodbye")
+        back.fin()
+        yield client.gets_end()
+        self.assertEqual(client.tls.received, b"220 ready and goodbye")
+        self.assertTrue(client.tls.ended)
+        yield until(lambda: self.ends)
+        self.assertEqual(self.ends, [("close_notify", "fin")])
 
     @inlineCallbacks
     def test_an_early_response_is_read_whole_though_the_upload_is_reset(self) -> Steps:
