@@ -51,7 +51,7 @@ def _explain(said: str) -> Refused:
         return Refused(
             Reason.OTHER, f"the client does not trust the server's certificate ({escape(said)})"
         )
-    if said in _MALFORMED:
+    if said.lower() in _MALFORMED:
         return Refused(Reason.MALFORMED, f"the client's certificate cannot be read ({said})")
     if said in _PROOF_FAILED:
         return Refused(
@@ -61,6 +61,7 @@ def _explain(said: str) -> Refused:
     return Refused(Reason.OTHER, f"the handshake failed: {escape(said)}")
 
 
+# OpenSSL 4 writes ASN1 in capitals.
 _MALFORMED = frozenset(
     {
         "asn1 lib",

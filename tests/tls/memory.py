@@ -147,9 +147,17 @@ def client_context(
     leaf: pki.Leaf | None = None,
     version: int | None = TLS_1_3,
     trusts: Sequence[pki.Authority] | None = None,
+    *,
+    fearless: bool = False,
 ) -> SSL.Context:
-    """A client's context: it verifies the server where it is told whom it trusts."""
+    """
+    A client's context: it verifies the server where it is told whom it trusts.
+
+    :param fearless: shows certificates that OpenSSL thinks too weak to show
+    """
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    if fearless:
+        context.set_cipher_list(b"DEFAULT@SECLEVEL=0")
     if version is not None:
         context.set_min_proto_version(version)
         context.set_max_proto_version(version)
