@@ -20,6 +20,7 @@ from mtlstunnel.tls.rehearsal import (
     all_objections,
     rehearse,
 )
+from mtlstunnel.trust.policy import Policy
 from mtlstunnel.trust.reasons import Reason
 from mtlstunnel.trust.rules import access_rules
 from mtlstunnel.trust.verdict import Accepted, Refused
@@ -145,7 +146,7 @@ class TheSameAsForReal(SynchronousTestCase):
         self.assertGreaterEqual(sum(isinstance(one, Accepted) for one in verdicts), 8)
 
     def test_access_rules_count(self) -> None:
-        context = door_context(rules=access_rules(AllowedNames(cn=("bob",))))
+        context = door_context(policy=Policy(rules=access_rules(AllowedNames(cn=("bob",)))))
         told = rehearse(context, chain_of(pki.client("alice")))
         assert isinstance(told.verdict, Refused)
         self.assertIs(told.verdict.reason, Reason.NOT_ALLOWED)
