@@ -78,9 +78,10 @@ class MemoryClient:
         context: SSL.Context | None = None,
         session: SSL.Session | None = None,
         sni: bytes | None = None,
+        fearless: bool = False,
     ) -> None:
         if context is None:
-            context = client_context(leaf, version, trusts)
+            context = client_context(leaf, version, trusts, fearless=fearless)
             context.set_info_callback(self._info)
         self.context = context
         self.alert: int | None = None

@@ -6,7 +6,6 @@ import functools
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
-from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtlstunnel.settings import AlertPolicy, AllowedNames, TLSVersion
@@ -27,10 +26,10 @@ from mtlstunnel.trust.verdict import Accepted, Refused
 from tests import pki
 from tests.tls.memory import (
     CA,
+    TLS_1_2,
     VERSIONS,
     MemoryClient,
     bundle_of,
-    client_context,
     credentials_of,
     door_context,
     meet,
@@ -119,8 +118,8 @@ def as_seen(verdict: object, alert: int | None) -> tuple[object, ...]:
 def shown_for_real(context: DoorContext, leaf: pki.Leaf, version: int) -> Handshake:
     """A real handshake, with the key."""
     handshake = Handshake(context)
-    client = client_context(leaf, version, fearless=True)
-    meet(handshake, MemoryClient(context=client))
+    client = MemoryClient(leaf, version, fearless=True)
+    meet(handshake, client)
     return handshake
 
 
@@ -236,8 +235,7 @@ class NobodyComesIn(SynchronousTestCase):
         # What follows the forged Certificate must be signed by the key.
         stolen = pki.Leaf(pki.client().certificate, pki.fresh_key())
         handshake = Handshake(door_context())
-        context = client_context(None, SSL.TLS1_2_VERSION, fearless=True)
-        client = MemoryClient(context=context)
+        client = MemoryClient(None, TLS_1_2)
         flight = client.step(handshake.receive(client.step()))
         self.assertEqual(rehearse(door_context(), [stolen.der]).alert, None)
         # The client's own (empty) Certificate gives way to the stolen one.
