@@ -14,6 +14,7 @@ from cryptography import x509
 
 from mtlstunnel.errors import SettingsError
 from mtlstunnel.settings import AllowedNames
+from mtlstunnel.trust.der import elements, only
 from mtlstunnel.trust.identity import escape, quietly, spki_sha256
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -25,8 +26,8 @@ _URI_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:", re.ASCII)
 _PLAIN_STRINGS = frozenset({0x0C, 0x13, 0x16})
 """The DER tags of UTF8String, PrintableString and IA5String."""
 
-_COMMON_NAME = b"\x06\x03\x55\x04\x03"
-_ORGANIZATIONAL_UNIT = b"\x06\x03\x55\x04\x0b"
+_COMMON_NAME = b"\x55\x04\x03"
+_ORGANIZATIONAL_UNIT = b"\x55\x04\x0b"
 
 
 @attrs.frozen(kw_only=True)
@@ -166,43 +167,17 @@ def uri_pattern(pattern: str) -> re.Pattern[str]:
 
 def subject_strings(name: bytes) -> Iterator[tuple[bytes, int, str]]:
     """
-    The attributes of a distinguished name: type (as DER), DER tag of the value, and value.  The tag
+    The attributes of a distinguished name: type (content of its OID), DER tag of the value, and value.  The tag
     is what cryptography does not tell: a T61String or BMPString may read like another name and is
     none.  Values of such types come as an empty string.
 
     :param name: DER of an X.501 Name (RFC 5280, 4.1.2.4)
     :raises ValueError: it is not one
     """
-    (_, sequence), rest = _tlv(name)
-    if rest:
-        raise ValueError("bytes behind the name")
-    for _, relative in _elements(sequence):
-        for _, attribute in _elements(relative):
-            after = _tlv(attribute)[1]
-            (tag, value), trailing = _tlv(after)
-            if trailing:
-                raise ValueError("bytes behind an attribute")
-            kind = attribute[: len(attribute) - len(after)]
+    for _, relative in elements(only(name)):
+        for _, attribute in elements(relative):
+            (_, kind), (tag, value) = elements(attribute)
             yield kind, tag, value.decode("utf-8") if tag in _PLAIN_STRINGS else ""
-
-
-def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while data:
-        element, data = _tlv(data)
-        yield element
-
-
-def _tlv(data: bytes) -> tuple[tuple[int, bytes], bytes]:
-    """The tag and the value of the first element (X.690, 8.1), and what is behind it."""
-    if len(data) < 2:
-        raise ValueError("an element is cut off")
-    tag, length, start = data[0], data[1], 2
-    if length & 0x80:
-        size = length & 0x7F
-        length, start = int.from_bytes(data[2 : 2 + size], "big"), 2 + size
-    if start + length > len(data):
-        raise ValueError("an element is cut off")
-    return (tag, data[start : start + length]), data[start + length :]
 
 
 # Reading rules ----------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from __future__ import annotations
 import email
 import functools
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -19,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import pkcs12
 
 from tests import pki
+from tests.der import elements
 
 FOLDER = Path(cryptography_vectors.__file__).parent / "x509" / "PKITS_data"
 PASSWORD = b"password"
@@ -70,18 +70,6 @@ def _key_file(der: bytes) -> Path:
     return FOLDER / "pkcs12" / f"{_end_entities()[der]}.p12"
 
 
-def _elements(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Tag, content and whole of each element; these files have definite lengths only."""
-    at = 0
-    while at < len(data):
-        tag, size, start = data[at], data[at + 1], at + 2
-        if size & 0x80:
-            octets = size & 0x7F
-            size, start = int.from_bytes(data[start : start + octets], "big"), start + octets
-        yield tag, data[start : start + size], data[at : start + size]
-        at = start + size
-
-
 def _signed_data(name: str) -> tuple[list[bytes], list[bytes]]:
     """
     The certificates and CRLs of a test's mail (RFC 5652, 5.1).  cryptography does not read them
@@ -93,13 +81,13 @@ def _signed_data(name: str) -> tuple[list[bytes], list[bytes]]:
         for part in message.walk()
         if part.get_content_type() == "application/pkcs7-signature"
     )
-    ((_, content_info, _),) = _elements(der)  # type: ignore[arg-type]
-    _, (_, explicit, _) = _elements(content_info)
-    ((_, signed, _),) = _elements(explicit)
+    ((_, content_info, _),) = elements(der)  # type: ignore[arg-type]
+    _, (_, explicit, _) = elements(content_info)
+    ((_, signed, _),) = elements(explicit)
     parts: dict[int, list[bytes]] = {0xA0: [], 0xA1: []}
-    for tag, inside, _ in _elements(signed):
+    for tag, inside, _ in elements(signed):
         if tag in parts:
-            parts[tag] = [whole for _, _, whole in _elements(inside)]
+            parts[tag] = [whole for _, _, whole in elements(inside)]
     return parts[0xA0], parts[0xA1]
 
 
