@@ -11,7 +11,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests import pki
 
-SEQUENCE, SET, INTEGER, BIT_STRING, OCTET_STRING, NULL, OID = 0x30, 0x31, 0x02, 0x03, 0x04, 0x05, 0x06
+SEQUENCE, SET, INTEGER, BIT_STRING, OCTET_STRING, NULL, OID = (
+    0x30,
+    0x31,
+    0x02,
+    0x03,
+    0x04,
+    0x05,
+    0x06,
+)
 UTF8, PRINTABLE, T61, IA5, UTC_TIME = 0x0C, 0x13, 0x14, 0x16, 0x17
 
 _SERIAL, _SIGNATURE, _ISSUER, _VALIDITY, _SUBJECT, _SPKI, _EXTENSIONS = 1, 2, 3, 4, 5, 6, 7

@@ -12,8 +12,10 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from mtlstunnel.errors import BundleError
+from mtlstunnel.trust.chain import ca_fault
 from mtlstunnel.trust.identity import display_name, quietly
 from mtlstunnel.trust.pem import (
     CERTIFICATE_LABELS,
@@ -188,8 +190,9 @@ def _unreadable_part(certificate: x509.Certificate) -> str | None:
 
 def _cannot_be_an_anchor(certificate: x509.Certificate) -> str | None:
     """
-    What forbids this certificate to sign others (RFC 5280, 4.2.1.9 and 4.2.1.3), with the remedy;
-    None where nothing does.
+    What forbids this certificate to sign others (RFC 5280, 4.2.1.9 and 4.2.1.3), or would have its
+    clients refused one by one (:mod:`mtlstunnel.trust.chain`), with the remedy; None where nothing
+    does.
     """
     if certificate.version is not x509.Version.v3:
         return (
@@ -210,14 +213,15 @@ def _cannot_be_an_anchor(certificate: x509.Certificate) -> str | None:
     try:
         usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
     except x509.ExtensionNotFound:
-        return None
-    if not usage.key_cert_sign:
+        usage = None
+    if usage is not None and not usage.key_cert_sign:
         return (
             "has a keyUsage without keyCertSign, so it may not sign certificates; give the CA "
             "that may, or make it anew with openssl req -x509 "
             "-addext keyUsage=critical,keyCertSign,cRLSign"
         )
-    return None
+    fault = ca_fault(certificate.public_bytes(Encoding.DER))
+    return None if fault is None else f"{fault}; ask its issuer for one that is well formed"
 
 
 def _weakness(certificate: x509.Certificate) -> str | None:

@@ -70,13 +70,14 @@ def extensions(certificate: bytes) -> Iterator[tuple[bytes, bytes]]:
     for tag, content in elements(tbs):
         if tag == _EXTENSIONS:
             for _, extension in elements(only(content)):
-                (_, oid), *flag, (_, value) = elements(extension)
+                (_, oid), *_, (_, value) = elements(extension)
                 yield oid, value
 
 
 def public_key_algorithm(certificate: bytes) -> tuple[bytes, int | None]:
     """
-    The content of the OID of a certificate's key, and the tag of its parameters (RFC 5280, 4.1.2.7).
+    The content of the OID of a certificate's key, and the tag of its parameters (RFC 5280,
+    4.1.2.7).
 
     :param certificate: DER
     :raises ValueError: it is not in this form
@@ -108,15 +109,26 @@ def with_fewer_names(certificate: bytes, most: int) -> tuple[bytes, int]:
     return write(SEQUENCE, b"".join(parts)), left_out
 
 
+def _first(data: bytes, most: int) -> tuple[bytes, int]:
+    """The first so many elements, and how many more there are."""
+    at = end = number = 0
+    while at < len(data):
+        _, _, at = _header(data, at)
+        number += 1
+        if number == most:
+            end = at
+    return (data[:end], number - most) if number > most else (data, 0)
+
+
 def _extensions_with_fewer_names(content: bytes, most: int) -> tuple[bytes, int]:
     kept = []
     left_out = 0
     for tag, extension in elements(content):
         (_, oid), *flag, (_, value) = elements(extension)
         if oid == _SUBJECT_ALTERNATIVE_NAME:
-            names = [write(kind, name) for kind, name in elements(only(value))]
-            left_out += max(0, len(names) - most)
-            value = write(SEQUENCE, b"".join(names[:most]))
+            names, more = _first(only(value), most)
+            left_out += more
+            value = write(SEQUENCE, names)
         inside = [(0x06, oid), *flag, (0x04, value)]
         kept.append(write(tag, b"".join(write(kind, one) for kind, one in inside)))
     return b"".join(kept), left_out

@@ -13,11 +13,22 @@ import attrs
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from mtlstunnel.trust.der import with_fewer_names
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _MOST_REMEMBERED = 4096
 """A certificate with more bytes than this is read anew each time."""
+
+LONGEST_NAME = 1024
+"""So many characters of a subject, issuer or serial number are shown."""
+
+LONGEST_ALTERNATIVE_NAME = 256
+"""So many characters of one subject alternative name are shown."""
+
+MOST_ALTERNATIVE_NAMES = 32
+"""So many subject alternative names are shown."""
 
 
 def quietly(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -61,7 +72,9 @@ class Identity:
     Whom a certificate names, as values that need no certificate any more.
 
     Every string is already escaped and may be logged; a field that the certificate has in a form
-    which cannot be read is empty.
+    which cannot be read is empty.  What is too long to be shown is cut, and ends in ``[... cut]``:
+    an event must not become as long as a stranger likes.  The access rules look at the certificate
+    itself.
 
     :ivar subject: distinguished name, RFC 4514
     :ivar issuer: distinguished name, RFC 4514
@@ -70,7 +83,8 @@ class Identity:
     :ivar spki_sha256: of the SubjectPublicKeyInfo's DER (RFC 7469, 2.4), hexadecimal
     :ivar not_before: start of validity, UTC; None where it cannot be read
     :ivar not_after: end of validity, UTC; None where it cannot be read
-    :ivar san: subject alternative names as ``dns:``, ``uri:``, ``ip:``, ``email:`` and so on
+    :ivar san: subject alternative names as ``dns:``, ``uri:``, ``ip:``, ``email:`` and so on; the
+        last is ``[... N more]`` where there are too many to be shown
     """
 
     subject: str
@@ -111,22 +125,28 @@ def _attempt(read: Callable[[], _T], otherwise: _T) -> _T:
         return otherwise
 
 
+def shown(text: str, longest: int = LONGEST_NAME) -> str:
+    """Text from a certificate, escaped and cut."""
+    escaped = escape(text[: longest + 1])
+    return escaped if len(escaped) <= longest else f"{escaped[:longest]}[... cut]"
+
+
 def _general_name(name: x509.GeneralName) -> str:
     match name:
         case x509.DNSName():
-            return f"dns:{escape(name.value)}"
+            return f"dns:{shown(name.value, LONGEST_ALTERNATIVE_NAME)}"
         case x509.UniformResourceIdentifier():
-            return f"uri:{escape(name.value)}"
+            return f"uri:{shown(name.value, LONGEST_ALTERNATIVE_NAME)}"
         case x509.RFC822Name():
-            return f"email:{escape(name.value)}"
+            return f"email:{shown(name.value, LONGEST_ALTERNATIVE_NAME)}"
         case x509.IPAddress():
             return f"ip:{name.value}"
         case x509.DirectoryName():
-            return f"dirname:{escape(name.value.rfc4514_string())}"
+            return f"dirname:{shown(name.value.rfc4514_string(), LONGEST_ALTERNATIVE_NAME)}"
         case x509.RegisteredID():
-            return f"rid:{name.value.dotted_string}"
+            return f"rid:{shown(name.value.dotted_string, LONGEST_ALTERNATIVE_NAME)}"
         case x509.OtherName():
-            return f"other:{name.type_id.dotted_string}"
+            return f"other:{shown(name.type_id.dotted_string, LONGEST_ALTERNATIVE_NAME)}"
     return "other:unknown"
 
 
@@ -136,9 +156,22 @@ def _alternative_names(certificate: x509.Certificate) -> Iterator[str]:
         yield _attempt(functools.partial(_general_name, name), "other:unreadable")
 
 
-def _san(certificate: x509.Certificate) -> tuple[str, ...]:
+def _san(certificate: x509.Certificate, der: bytes | None = None) -> tuple[str, ...]:
+    """
+    The alternative names that are shown.
+
+    :param der: of a certificate that may have tens of thousands of them, which would take
+        cryptography longer to read than an event loop may stand still
+    """
     none: tuple[str, ...] = ()
-    return _attempt(lambda: tuple(_alternative_names(certificate)), none)
+    left_out = 0
+    if der is not None:
+        short, left_out = _attempt(lambda: with_fewer_names(der, MOST_ALTERNATIVE_NAMES), (der, 0))
+        certificate = _attempt(lambda: x509.load_der_x509_certificate(short), certificate)
+    names = _attempt(lambda: tuple(_alternative_names(certificate)), none)
+    left_out += len(names[MOST_ALTERNATIVE_NAMES:])
+    more = (f"[... {left_out} more]",) if left_out else ()
+    return (*names[:MOST_ALTERNATIVE_NAMES], *more)
 
 
 def display_name(certificate: x509.Certificate) -> str:
@@ -146,7 +179,7 @@ def display_name(certificate: x509.Certificate) -> str:
     A name for a person to know a certificate by: its subject, or, where that is empty or cannot be
     read, its first alternative name, or its serial number.
     """
-    subject = _attempt(lambda: escape(certificate.subject.rfc4514_string()), "")
+    subject = _attempt(lambda: shown(certificate.subject.rfc4514_string()), "")
     if subject:
         return subject
     names = _san(certificate)
@@ -186,14 +219,14 @@ def _identity_of_der(der: bytes) -> Identity:
     except Exception:
         return Identity("", "", "", digest, "", None, None, ())
     return Identity(
-        subject=_attempt(lambda: escape(certificate.subject.rfc4514_string()), ""),
-        issuer=_attempt(lambda: escape(certificate.issuer.rfc4514_string()), ""),
-        serial=_attempt(lambda: format(certificate.serial_number, "x"), ""),
+        subject=_attempt(lambda: shown(certificate.subject.rfc4514_string()), ""),
+        issuer=_attempt(lambda: shown(certificate.issuer.rfc4514_string()), ""),
+        serial=_attempt(lambda: shown(format(certificate.serial_number, "x")), ""),
         sha256=digest,
         spki_sha256=spki_sha256(certificate),
         not_before=_attempt(lambda: certificate.not_valid_before_utc, None),
         not_after=_attempt(lambda: certificate.not_valid_after_utc, None),
-        san=_san(certificate),
+        san=_san(certificate, der if len(der) > _MOST_REMEMBERED else None),
     )
 
 

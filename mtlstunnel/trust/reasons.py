@@ -41,7 +41,7 @@ _BY_CODE: dict[Reason, tuple[int, ...]] = {
     Reason.NOT_A_CA: (32, 79),
     Reason.NAME_CONSTRAINTS: (47, 48, 49, 51, 52, 53),
     Reason.WEAK_KEY: (66, 67, 68),
-    Reason.MALFORMED: (6, 13, 14, 24, 41, 42, 77, 78, *range(80, 95)),
+    Reason.MALFORMED: (6, 13, 14, 24, 41, 42, 77, 78, *range(80, 95), 102, 103),
 }
 """X509_V_ERR numbers, as OpenSSL's <openssl/x509_vfy.h> has had them since 3.0."""
 

@@ -167,9 +167,9 @@ def uri_pattern(pattern: str) -> re.Pattern[str]:
 
 def subject_strings(name: bytes) -> Iterator[tuple[bytes, int, str]]:
     """
-    The attributes of a distinguished name: type (content of its OID), DER tag of the value, and value.  The tag
-    is what cryptography does not tell: a T61String or BMPString may read like another name and is
-    none.  Values of such types come as an empty string.
+    The attributes of a distinguished name: type (the content of its OID), DER tag of the value, and
+    value.  The tag is what cryptography does not tell: a T61String or BMPString may read like
+    another name and is none.  Values of such types come as an empty string.
 
     :param name: DER of an X.501 Name (RFC 5280, 4.1.2.4)
     :raises ValueError: it is not one

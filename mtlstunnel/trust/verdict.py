@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 
 import attrs
 
+from mtlstunnel.trust.chain import path_faults
 from mtlstunnel.trust.identity import Identity, identity_of_der
 from mtlstunnel.trust.policy import EVERY_GOOD_PATH, Policy
 from mtlstunnel.trust.reasons import Reason, reason_for_code
@@ -102,9 +103,31 @@ _WORDS_BY_CODE = MappingProxyType(
         34: "{it} has a critical extension that is not understood here",
         40: "{it} is a proxy certificate, which are not let in",
         76: "{it} is signed by an algorithm that is not understood here",
+        77: "{it} is signed by another kind of key than its CA has",
+        78: "{it} names two signature algorithms",
+        80: "{it} has a path length and is no CA",
+        81: "{it} has a path length and no keyUsage keyCertSign",
+        82: "{it} has the keyUsage keyCertSign and is no CA",
+        83: "{it} has no issuer",
+        84: "{it} is a CA without a subject",
+        85: "{it} has no authority key identifier",
+        86: "{it} is a CA without a subject key identifier",
+        87: "{it} has an empty list of alternative names",
+        88: "{it} has no subject, and its alternative names are not critical",
+        89: "{it} is a CA whose basicConstraints are not critical",
+        90: "{it} has an authority key identifier that is critical",
+        91: "{it} has a subject key identifier that is critical",
+        92: "{it} is a CA without a keyUsage",
+        93: "{it} has extensions and is not X.509 version 3",
+        94: "{it} spells out the parameters of its curve",
+        102: "{it} has an empty authority key identifier",
+        103: "{it} has half of the issuer and serial in its authority key identifier",
     }
 )
-"""For X509_V_ERR numbers that have no reason of their own."""
+"""
+For X509_V_ERR numbers that say more than their reason; those from 80 on, but for 94, are what
+X509_V_FLAG_X509_STRICT looks for.
+"""
 
 
 def _which(depth: int, who: Identity) -> str:
@@ -116,7 +139,9 @@ def _which(depth: int, who: Identity) -> str:
 def _objection(presented: Presented, finding: Finding) -> Refused:
     reason = reason_for_code(finding.code)
     leaf = identity_of_der(presented.path[0]) if presented.path else None
-    culprit = identity_of_der(finding.culprit) if finding.culprit is not None else leaf
+    culprit = leaf
+    if finding.culprit is not None and finding.culprit not in presented.path[:1]:
+        culprit = identity_of_der(finding.culprit)
     if culprit is None:
         return Refused(reason, f"path validation failed with code {finding.code}", finding.depth)
     words = (
@@ -133,22 +158,32 @@ def _objection(presented: Presented, finding: Finding) -> Refused:
     return Refused(reason, detail, finding.depth, leaf)
 
 
-def _own_rules(presented: Presented, at: datetime.datetime) -> Refused | None:
-    leaf = identity_of_der(presented.path[0])
-    for depth, der in enumerate(presented.path):
-        who = identity_of_der(der)
+def own_objections(
+    path: Sequence[bytes], at: datetime.datetime, policy: Policy = EVERY_GOOD_PATH
+) -> Iterator[Refused]:
+    """
+    Everything that is against a path which path validation has nothing against: its dates by our
+    own clock, the rules of :mod:`mtlstunnel.trust.chain`, and last the access rules.
+
+    :param path: DER certificates from the client's own to the anchor
+    :param at: the present, with its time zone
+    """
+    people = [identity_of_der(der) for der in path]
+    leaf = people[0]
+    for depth, who in enumerate(people):
         it = _which(depth, who)
         if who.not_before is None or who.not_after is None:
-            return Refused(Reason.MALFORMED, f"{it} cannot be read", depth, leaf)
-        if depth == 0 and not who.spki_sha256:
-            detail = f"{it} has a key that cannot be read or is of an unknown kind"
-            return Refused(Reason.MALFORMED, detail, depth, leaf)
-        if at < who.not_before:
+            yield Refused(Reason.MALFORMED, f"{it} cannot be read", depth, leaf)
+        elif at < who.not_before:
             detail = f"{it} is not valid before {who.not_before}"
-            return Refused(Reason.NOT_YET_VALID, detail, depth, leaf)
-        if at > who.not_after:
-            return Refused(Reason.EXPIRED, f"{it} expired at {who.not_after}", depth, leaf)
-    return None
+            yield Refused(Reason.NOT_YET_VALID, detail, depth, leaf)
+        elif at > who.not_after:
+            yield Refused(Reason.EXPIRED, f"{it} expired at {who.not_after}", depth, leaf)
+    for fault in path_faults(path):
+        it = _which(fault.depth, people[fault.depth])
+        yield Refused(fault.reason, f"{it} {fault.words}", fault.depth, leaf)
+    if not policy.rules.allow(path[0]):
+        yield Refused(Reason.NOT_ALLOWED, f"no access rule lets in {_which(0, leaf)}", 0, leaf)
 
 
 def judge(presented: Presented, at: datetime.datetime, policy: Policy = EVERY_GOOD_PATH) -> Verdict:
@@ -156,8 +191,7 @@ def judge(presented: Presented, at: datetime.datetime, policy: Policy = EVERY_GO
     Decide on one client.
 
     Path validation has built and checked the path; its objection stands.  Where it has none, the
-    dates of the whole path are judged again by ``at``, and the client's key must be of a kind that
-    is known.  The access rules come last.  Never accepts on an error of its own: what cannot be
+    first of :func:`own_objections` does.  Never accepts on an error of its own: what cannot be
     judged is refused.
 
     :param at: the present, with its time zone
@@ -167,13 +201,9 @@ def judge(presented: Presented, at: datetime.datetime, policy: Policy = EVERY_GO
             return _objection(presented, presented.finding)
         if not presented.path:
             return NO_CERTIFICATE
-        refused = _own_rules(presented, at)
+        refused = next(own_objections(presented.path, at, policy), None)
         if refused is not None:
             return refused
-        if not policy.rules.allow(presented.path[0]):
-            leaf = identity_of_der(presented.path[0])
-            detail = f"no access rule lets in {_which(0, leaf)}"
-            return Refused(Reason.NOT_ALLOWED, detail, 0, leaf)
         return Accepted(
             identity_of_der(presented.path[0]), identity_of_der(presented.path[-1]).sha256
         )
