@@ -279,12 +279,14 @@ class VerdictSettings:
 
     :ivar cas: files and directories with the CAs whose clients are let in
     :ivar allow: which of the verified clients come in
+    :ivar strict: whether certificates must keep to the whole of RFC 5280
     """
 
     cas: tuple[Path, ...] = attrs.field(
         validator=_not_empty("--cas", "give the PEM file with the CAs whose clients may come in")
     )
     allow: AllowedNames = attrs.Factory(AllowedNames)
+    strict: bool = False
 
 
 @attrs.frozen(kw_only=True)

@@ -25,6 +25,9 @@ class VerdictOptions(usage.Options):
     optParameters: list[list[Any]] = [
         ["allow-file", None, None, "TOML file with more of the --allow rules"],
     ]
+    optFlags: list[list[Any]] = [
+        ["strict", None, "refuse certificates that do not keep to the whole of RFC 5280"],
+    ]
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +102,11 @@ class VerdictOptions(usage.Options):
 
         :raises SettingsError: a value cannot work
         """
-        return {"cas": tuple(self.cas), "allow": self._allowed()}
+        return {
+            "cas": tuple(self.cas),
+            "allow": self._allowed(),
+            "strict": bool(self["strict"]),
+        }
 
     def _allowed(self) -> AllowedNames:
         path = self.path("allow-file")

@@ -143,6 +143,8 @@ class DoorContext:
         if store is None:
             raise MtlstunnelError("OpenSSL gives no certificate store for the CAs; reinstall it")
         store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+        if self.policy.strict:
+            store.set_flags(crypto.X509StoreFlags.X509_STRICT)
         problems = []
         for anchor in self.bundle.anchors:
             try:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import attrs
 from OpenSSL import SSL
 
-from mtlstunnel.settings import TLSVersion
+from mtlstunnel.settings import TLSVersion, VerifyStrategy
 from mtlstunnel.tls import bindings
 from mtlstunnel.tls.context import DoorContext
 from mtlstunnel.tls.handshake import Handshake
-from mtlstunnel.trust.verdict import Finding, Verdict
+from mtlstunnel.trust.verdict import Accepted, Finding, Refused, Verdict
+
+_STAGE: dict[str, Any] = {
+    "min_version": TLSVersion.TLS_1_2,
+    "verify": VerifyStrategy.REQUIRE_AND_VERIFY,
+    "resumption": False,
+}
+"""In what a rehearsal differs from the door; nothing of it has a say in the verdict."""
 
 _LARGEST_RECORD = 1 << 14
 _HANDSHAKE_RECORD = b"\x16\x03\x03"
@@ -49,11 +57,15 @@ def rehearse(context: DoorContext, chain: Sequence[bytes]) -> Rehearsal:
     Show a door a chain of certificates, as a client without their keys could in TLS 1.2, where the
     server judges the Certificate message before the client has proved anything (RFC 5246, 7.3).
     It is the server's own code that judges.  The proof is never given, so nobody comes in by this.
+    A client that would be let in unverified (``--verify observe``) is judged all the same.
 
     :param chain: DER certificates as a client would send them, its own first; of any bytes
     """
-    handshake = _shown(_for_tls_1_2(context), chain)
-    if handshake.verdict is None:
+    stage = context
+    if any(getattr(context, name) is not value for name, value in _STAGE.items()):
+        stage = attrs.evolve(context, **_STAGE)
+    handshake = _shown(stage, chain)
+    if not isinstance(handshake.verdict, Accepted | Refused):
         raise RuntimeError("the door came to no verdict on the certificates it was shown")
     return Rehearsal(handshake.verdict, handshake.alert)
 
@@ -70,7 +82,7 @@ def all_objections(context: DoorContext, chain: Sequence[bytes]) -> Objections:
         for field in attrs.fields(DoorContext)
         if field.init
     }
-    observer = _ObservingContext(**{**settings, "min_version": TLSVersion.TLS_1_2})
+    observer = _ObservingContext(**{**settings, **_STAGE})
     _shown(observer, chain)
     return Objections(tuple(dict.fromkeys(observer.findings)), observer.path)
 
@@ -92,12 +104,6 @@ class _ObservingContext(DoorContext):
         if not ok or depth == 0:
             self.path = tuple(bindings.store_path(store_context)) or self.path
         return bindings.LET_IN_ANYWAY
-
-
-def _for_tls_1_2(context: DoorContext) -> DoorContext:
-    if context.min_version is TLSVersion.TLS_1_2:
-        return context
-    return attrs.evolve(context, min_version=TLSVersion.TLS_1_2)
 
 
 def _shown(context: DoorContext, chain: Sequence[bytes]) -> Handshake:

@@ -163,10 +163,7 @@ def _key_faults(
     algorithm, parameters = der.public_key_algorithm(certificate)
     if algorithm == _EC_KEY and parameters != _NAMED:
         # RFC 5480, 2.1.1; the parameters can be chosen to forge signatures (CVE-2020-0601).
-        return (
-            Reason.WEAK_KEY,
-            "spells out the parameters of its curve, instead of its name",
-        ), None
+        return (Reason.MALFORMED, "spells out the parameters of its curve"), None
     try:
         key: Any = x509.load_der_x509_certificate(certificate).public_key()
     except Exception:

@@ -21,14 +21,17 @@ _T = TypeVar("_T")
 _MOST_REMEMBERED = 4096
 """A certificate with more bytes than this is read anew each time."""
 
-LONGEST_NAME = 1024
+LONGEST_NAME = 512
 """So many characters of a subject, issuer or serial number are shown."""
 
 LONGEST_ALTERNATIVE_NAME = 256
 """So many characters of one subject alternative name are shown."""
 
 MOST_ALTERNATIVE_NAMES = 32
-"""So many subject alternative names are shown."""
+"""So many subject alternative names are shown at most, ..."""
+
+ALTERNATIVE_NAMES_LENGTH = 2048
+"""... and none more once they have so many characters."""
 
 
 def quietly(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -169,9 +172,15 @@ def _san(certificate: x509.Certificate, der: bytes | None = None) -> tuple[str, 
         short, left_out = _attempt(lambda: with_fewer_names(der, MOST_ALTERNATIVE_NAMES), (der, 0))
         certificate = _attempt(lambda: x509.load_der_x509_certificate(short), certificate)
     names = _attempt(lambda: tuple(_alternative_names(certificate)), none)
-    left_out += len(names[MOST_ALTERNATIVE_NAMES:])
-    more = (f"[... {left_out} more]",) if left_out else ()
-    return (*names[:MOST_ALTERNATIVE_NAMES], *more)
+    kept: list[str] = []
+    length = 0
+    for name in names[:MOST_ALTERNATIVE_NAMES]:
+        if length > ALTERNATIVE_NAMES_LENGTH:
+            break
+        kept.append(name)
+        length += len(name)
+    left_out += len(names) - len(kept)
+    return (*kept, f"[... {left_out} more]") if left_out else tuple(kept)
 
 
 def display_name(certificate: x509.Certificate) -> str:

@@ -17,9 +17,11 @@ class Policy:
     What a good path must also satisfy.
 
     :ivar rules: which of the verified clients come in
+    :ivar strict: whether every certificate must keep to the whole of RFC 5280
     """
 
     rules: AccessRules = EVERYONE
+    strict: bool = False
 
 
 EVERY_GOOD_PATH = Policy()
@@ -49,5 +51,7 @@ def load_trust(settings: VerdictSettings, at: datetime.datetime) -> Trust:
     """
     bundle = load_bundle(settings.cas, at)
     return Trust(
-        bundle=bundle, policy=Policy(rules=access_rules(settings.allow)), notes=bundle.warnings
+        bundle=bundle,
+        policy=Policy(rules=access_rules(settings.allow), strict=settings.strict),
+        notes=bundle.warnings,
     )

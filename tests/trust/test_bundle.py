@@ -25,7 +25,7 @@ from twisted.trial import unittest
 
 from mtlstunnel.errors import BundleError, person_lines
 from mtlstunnel.trust.bundle import Bundle, load_bundle
-from tests import pki
+from tests import der, pki
 
 SMALL = bool(os.environ.get("MTLSTUNNEL_SMALL"))
 
@@ -225,8 +225,8 @@ class RefusedBlocks(InAFolder):
         self.assertTrue(line.endswith("take the block out or paste the certificate again"))
 
     def test_a_block_that_encodes_something_else(self) -> None:
-        for der in (b"", b"hello", b"\x30\x03\x02\x01\x01", pki.authority().der + b"\x00"):
-            (line,) = self.problems(self.file(pki.pem_of_der(der)))
+        for data in (b"", b"hello", b"\x30\x03\x02\x01\x01", pki.authority().der + b"\x00"):
+            (line,) = self.problems(self.file(pki.pem_of_der(data)))
             self.assertIn("certificate 1 (line 1): is not a certificate that can be read", line)
 
     def test_a_version_that_does_not_exist(self) -> None:
@@ -454,6 +454,30 @@ class RefusedAuthorities(InAFolder):
             "certificate 1 (line 1, CN=Twice): has the extension 1.2.3.4 twice; "
             "ask its issuer for a new one",
         )
+
+    def test_a_ca_whose_clients_would_all_be_refused(self) -> None:
+        plain = pki.Authority("Odd")
+        for spki, words in (
+            (der.rsa_spki((1 << 16385) - 159), "has an RSA key of 16385 bits; 16384 are the most"),
+            (der.explicit_p256(pki.fresh_key()), "spells out the parameters of its curve"),
+        ):
+            odd = der.signed(plain.certificate, pki.key_for("odd"), spki=spki)
+            self.assertRefused(
+                pki.pem_of_der(odd),
+                f"certificate 1 (line 1, CN=Odd): {words}; ask its issuer for one that is well "
+                "formed",
+            )
+        constrained = pki.Authority(
+            "Odd",
+            extensions=[
+                (
+                    x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.30"), der.sequence()),
+                    True,
+                )
+            ],
+        )
+        (line,) = self.problems(self.file(constrained.pem))
+        self.assertIn("CN=Odd): has", line)
 
     def test_all_problems_are_told_at_once_in_their_order(self) -> None:
         first = self.file(

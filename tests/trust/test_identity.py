@@ -15,14 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial import unittest
 
+from mtlstunnel.settings import AllowedNames
 from mtlstunnel.trust.identity import (
     display_name,
     escape,
     escape_bytes,
     identity_of_der,
 )
-from tests import pki
+from mtlstunnel.trust.rules import access_rules
+from tests import der, pki
 from tests.trust.test_bundle import SMALL, mutations, odd_authorities
+
+SAN = x509.ObjectIdentifier("2.5.29.17")
 
 QUICK = settings(derandomize=True, max_examples=500, deadline=None, database=None)
 
@@ -206,40 +210,100 @@ class Identities(unittest.SynchronousTestCase):
         self.assertEqual((who.subject, who.spki_sha256, who.not_after), ("", "", None))
 
 
+class Bounds(unittest.SynchronousTestCase):
+    """An event is not as long as a stranger likes."""
+
+    def stranger(self, text: str, count: int) -> bytes:
+        names = der.sequence(*(der.tlv(0x82, b"%d.example" % number) for number in range(count)))
+        leaf = pki.authority().issue(
+            "short", extensions=[(x509.UnrecognizedExtension(SAN, names), False)]
+        )
+        attribute = der.sequence(der.oid("2.5.4.3"), der.tlv(der.UTF8, text.encode()))
+        name = der.sequence(der.tlv(der.SET, attribute))
+        return der.signed(leaf.certificate, pki.key_for("x"), subject=name, issuer=name)
+
+    def test_names_of_a_hundred_kilobytes_are_cut_with_a_mark(self) -> None:
+        for text in ("x" * 100_000, "\u202e" * 33_000, "\\" * 90_000):
+            who = identity_of_der(self.stranger(text, 1))
+            for shown in (who.subject, who.issuer):
+                self.assertTrue(shown.startswith("CN="))
+                self.assertTrue(shown.endswith("[... cut]"))
+                self.assertLess(len(shown), 600)
+        who = identity_of_der(self.stranger("x" * 509, 1))
+        self.assertEqual(who.subject, "CN=" + "x" * 509)
+
+    def test_thousands_of_alternative_names_are_counted(self) -> None:
+        for count, last in (
+            (32, "dns:31.example"),
+            (33, "[... 1 more]"),
+            (9000, "[... 8968 more]"),
+        ):
+            who = identity_of_der(self.stranger("x", int(count)))
+            self.assertEqual(len(who.san), min(count, 33))
+            self.assertEqual(who.san[0], "dns:0.example")
+            self.assertEqual(who.san[-1], last)
+
+    def test_one_long_alternative_name_is_cut(self) -> None:
+        leaf = pki.authority().issue("x", san=[x509.DNSName("a" * 5000), x509.DNSName("b")])
+        who = identity_of_der(leaf.der)
+        self.assertEqual(who.san, ("dns:" + "a" * 256 + "[... cut]", "dns:b"))
+
+    def test_a_serial_number_of_a_hundred_kilobytes(self) -> None:
+        serial = der.tlv(der.INTEGER, b"\x7f" * 100_000)
+        odd = der.signed(pki.client().certificate, pki.key_for("x"), serial=serial)
+        self.assertLess(len(identity_of_der(odd).serial), 600)
+
+    def test_a_whole_event_is_small(self) -> None:
+        who = identity_of_der(self.stranger("\U0001f600" * 20_000, 5000))
+        self.assertLess(len(json.dumps(who.as_dict())), 16_000)
+        folder = x509.DirectoryName(pki.as_name("\U0001f600" * 2000))
+        many = pki.authority().issue("x", san=[folder] * 9)
+        who = identity_of_der(many.der)
+        self.assertLess(len(json.dumps(who.as_dict())), 40_000)
+        self.assertEqual(who.san[-1], "[... 1 more]")
+
+    def test_access_rules_see_all_of_it(self) -> None:
+        long = self.stranger("x" * 50_000, 1000)
+        for names in (AllowedNames(cn=("x" * 50_000,)), AllowedNames(dns=("999.example",))):
+            self.assertTrue(access_rules(names).allow(long))
+        for names in (AllowedNames(cn=("x" * 512,)), AllowedNames(cn=("[... cut]",))):
+            self.assertFalse(access_rules(names).allow(long))
+
+
 class Hostile(unittest.SynchronousTestCase):
     """Certificates come from strangers."""
 
-    def check(self, der: bytes) -> None:
+    def check(self, data: bytes) -> None:
         with warnings.catch_warnings(record=True) as heard:
             # A stranger must not be able to make lines appear on standard error.
             warnings.simplefilter("always")
-            who = identity_of_der(der)
+            who = identity_of_der(data)
         self.assertEqual(heard, [])
-        self.assertEqual(who.sha256, hashlib.sha256(der).hexdigest())
+        self.assertEqual(who.sha256, hashlib.sha256(data).hexdigest())
         for text in (who.subject, who.issuer, who.serial, who.spki_sha256, *who.san):
             self.assertTrue(text.isprintable(), text)
         json.dumps(who.as_dict())
 
     @QUICK
     @given(st.binary(max_size=400))
-    def test_any_bytes(self, der: bytes) -> None:
-        self.check(der)
+    def test_any_bytes(self, data: bytes) -> None:
+        self.check(data)
 
     def test_damaged_certificates(self) -> None:
         bases = [one.der for one in odd_authorities()]
-        for der in mutations(bases, 23, 500 if SMALL else 4000):
-            self.check(der)
+        for data in mutations(bases, 23, 500 if SMALL else 4000):
+            self.check(data)
 
     def test_a_serial_number_of_zero_is_not_told_to_standard_error(self) -> None:
-        der = pki.authority().der
+        good = pki.authority().der
         serial = pki.authority().certificate.serial_number
         size = (serial.bit_length() + 8) // 8
-        self.check(der.replace(serial.to_bytes(size, "big"), bytes([0x80]) + bytes(size - 1), 1))
+        self.check(good.replace(serial.to_bytes(size, "big"), bytes([0x80]) + bytes(size - 1), 1))
 
     def test_a_country_of_five_letters_is_not_told_to_standard_error(self) -> None:
-        der = pki.authority().issue("alice").der
+        good = pki.authority().issue("alice").der
         self.check(
-            der.replace(b"\x06\x03\x55\x04\x03\x0c\x05alice", b"\x06\x03\x55\x04\x06\x0c\x05alice")
+            good.replace(b"\x06\x03\x55\x04\x03\x0c\x05alice", b"\x06\x03\x55\x04\x06\x0c\x05alice")
         )
 
     def test_giant_certificates_are_not_kept(self) -> None:
