@@ -134,3 +134,44 @@ def explicit_p256(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
     point = key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
     return sequence(sequence(oid("1.2.840.10045.2.1"), parameters), bits(point))
+
+
+def name(common_name: str | None) -> bytes:
+    """A distinguished name with one common name, or an empty one."""
+    if common_name is None:
+        return sequence()
+    attribute = sequence(oid("2.5.4.3"), tlv(UTF8, common_name.encode()))
+    return sequence(tlv(SET, attribute))
+
+
+def extension(dotted: str, value: bytes) -> bytes:
+    """An extension that is not critical."""
+    return sequence(oid(dotted), tlv(OCTET_STRING, value))
+
+
+IS_CA = extension("2.5.29.19", sequence(b"\x01\x01\xff"))
+
+
+def forged(
+    subject: bytes,
+    issuer: bytes,
+    *,
+    spki: bytes | None = None,
+    extensions: bytes = b"",
+    serial: int = 1,
+    signature: bytes = b"\x30\x06\x02\x01\x01\x02\x01\x01",
+    algorithm: str = "1.2.840.10045.4.3.2",
+) -> bytes:
+    """DER of a certificate that nobody signed; what anybody can make by the thousand."""
+    kind = sequence(oid(algorithm))
+    tbs = sequence(
+        tlv(0xA0, integer(2)),
+        integer(serial),
+        kind,
+        issuer,
+        sequence(tlv(UTC_TIME, b"200101000000Z"), tlv(UTC_TIME, b"490101000000Z")),
+        subject,
+        spki or spki_of(pki.key_for("forged").public_key()),
+        *([tlv(0xA3, sequence(extensions))] if extensions else []),
+    )
+    return sequence(tbs, kind, bits(signature))
