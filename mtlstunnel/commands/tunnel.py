@@ -19,7 +19,7 @@ from twisted.plugin import getPlugins
 from mtlstunnel.commands.people import fail
 from mtlstunnel.commands.verdict_options import VerdictOptions
 from mtlstunnel.errors import ListenError, MtlstunnelError, SettingsError, person_lines
-from mtlstunnel.service.audit import AuditLog, standard_audit_log
+from mtlstunnel.service.audit_service import Account, AuditService, audit_destination
 from mtlstunnel.service.demo import DEMO_DIRECTORY, DEMO_PORT, Demo
 from mtlstunnel.service.listening import check_free
 from mtlstunnel.service.tunnel_service import TunnelService
@@ -63,6 +63,7 @@ class Options(VerdictOptions):
         ["max-version", None, "1.3", "highest TLS version"],
         ["verify", None, "require-and-verify", "or, letting in the unverified: see the reference"],
         ["alert", None, "bad_certificate", "answer to a refused certificate, or: specific"],
+        ["audit-log", None, None, "file for the events, or - [default: standard error]"],
         ["handshake-timeout", None, "10", "seconds to the verdict"],
         ["connect-timeout", None, "10", "seconds to reach the upstream"],
         ["half-close-timeout", None, "60", "seconds without a byte after one side has ended"],
@@ -171,6 +172,12 @@ class _ForPeople(Service):
         return self._tunnel.stopService()
 
 
+def _account(parent: Any) -> Account:
+    # ``twist`` has no such options: it is always in the foreground, and stays who it is.
+    told = parent or {}
+    return Account(bool(told.get("nodaemon", True)), told.get("uid"), told.get("gid"))
+
+
 def makeService(options: Options) -> IService:
     """
     The service that the options say.  A mistake in them, or in a file they name, ends the process
@@ -178,9 +185,7 @@ def makeService(options: Options) -> IService:
     """
     from twisted.internet import reactor
 
-    parent = getattr(options, "parent", None)
-    # ``twist`` has no such option: it is always in the foreground.
-    foreground = parent is None or bool(parent.get("nodaemon", True))
+    account = _account(getattr(options, "parent", None))
     try:
         demo = Demo.make(Path(DEMO_DIRECTORY)) if options["demo"] else None
         settings = options.settings(demo)
@@ -189,9 +194,10 @@ def makeService(options: Options) -> IService:
             upstream = demo.serve(reactor)
             upstream.setServiceParent(services)
             settings = attrs.evolve(settings, upstream=upstream.address)
-        # A process in the background will have no standard error any more.
-        events = standard_audit_log() if foreground else AuditLog()
-        tunnel = TunnelService(settings, reactor, events)
+        destination = audit_destination(options["audit-log"], account, reactor.seconds)
+        audit = AuditService(destination, reactor)
+        audit.setServiceParent(services)
+        tunnel = TunnelService(settings, reactor, audit.log)
         # Before twistd writes its pid file, and while somebody looks.
         check_free(settings.listen)
     except MtlstunnelError as error:
@@ -202,5 +208,5 @@ def makeService(options: Options) -> IService:
             sys.__stdout__.write(demo.lines(tunnel.ports[0].getHost()))
             sys.__stdout__.flush()
 
-    _ForPeople(tunnel, foreground, started).setServiceParent(services)
+    _ForPeople(tunnel, account.foreground, started).setServiceParent(services)
     return services

@@ -96,6 +96,7 @@ class Tunnel(Protocol):
     _attempt: Attempt | None = None
     _timer: IDelayedCall | None = None
     _moved = 0
+    _connected_after: float | None = None
 
     def take_session(self, session: EstablishedSession) -> None:
         """The client was let in: dial for it."""
@@ -177,6 +178,7 @@ class Tunnel(Protocol):
     def upstream_connected(self, upstream: UpstreamProtocol) -> None:
         """See :class:`~mtlstunnel.relay.upstream.Dialler`."""
         self._attempt = None
+        self._connected_after = self._seconds()
         self._upstream_protocol = upstream
         transport = cast("Any", upstream.transport)
         lane = make_lane(
@@ -239,7 +241,20 @@ class Tunnel(Protocol):
         self._timer = None
         self._do(self._session.timed_out(progress=self._carried() != self._moved))
 
+    def _seconds(self) -> float:
+        return float(round(self.factory.reactor.seconds() - self._started, 6))
+
     # The end ----------------------------------------------------------------------------------
+
+    @property
+    def bytes_in(self) -> int:
+        """Plaintext from the client so far."""
+        return 0 if self._client is None else self._client.received_bytes
+
+    @property
+    def bytes_out(self) -> int:
+        """Plaintext to the client so far."""
+        return 0 if self._upstream is None else self._upstream.received_bytes
 
     def _finish(self) -> None:
         factory = self.factory
@@ -248,12 +263,13 @@ class Tunnel(Protocol):
         event = Closed(
             connection=self._established.info,
             upstream=factory.upstream_name,
-            bytes_in=0 if self._client is None else self._client.received_bytes,
-            bytes_out=0 if self._upstream is None else self._upstream.received_bytes,
+            bytes_in=self.bytes_in,
+            bytes_out=self.bytes_out,
             client_end=self._session.end_of(Side.CLIENT),
             upstream_end=self._session.end_of(Side.UPSTREAM),
+            connect_duration=self._connected_after,
             detail=self._session.detail,
-            duration=round(factory.reactor.seconds() - self._started, 6),
+            duration=self._seconds(),
         )
         # A session weighs 40 KiB, and the garbage collector comes late: it must not wait for it.
         for side in (self._client, self._upstream):

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import sys
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Protocol
 
-from twisted.logger import FileLogObserver, ILogObserver, Logger
+from twisted.logger import Logger
 
-from mtlstunnel.events import Event
+from mtlstunnel.events import Event, EventSink, rfc3339
 
 NAMESPACE = "mtlstunnel.audit"
 """The ``log_namespace`` of every event, for those who want it apart."""
 
+_log = Logger(namespace=NAMESPACE)
 _encode = json.JSONEncoder(separators=(", ", ": ")).encode
 
 
@@ -28,56 +27,64 @@ def json_line(event: Event, at: datetime.datetime) -> str:
     One event as one line of JSON, without the newline.  Pure ASCII: whatever is not stands as
     ``\u....``, so that no text from a certificate can change what a terminal shows.
     """
-    # strftime costs ten times as much, once or twice for each connection.
-    ts = at.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
-    return _encode({"ts": ts, "event": event.name, **event.as_dict()})
+    return _encode({"ts": rfc3339(at), "event": event.name, **event.as_dict()})
+
+
+class LineWriter(Protocol):
+    """
+    Takes finished lines; does not raise and does not block.
+
+    :ivar lost_lines: how many it could not write so far
+    """
+
+    lost_lines: int
+
+    def write_line(self, line: str, at: datetime.datetime) -> None:
+        """
+        Write one line, or count it as lost.
+
+        :param line: ASCII, without its newline
+        :param at: the present
+        """
 
 
 class AuditLog:
     """
-    Writes events through ``twisted.logger``: the log event has the line as ``line`` and the value
-    itself as ``event``.
+    Writes events, as bare lines to a writer, or through ``twisted.logger``: the log event has the
+    line as ``line`` and the value itself as ``event``.
     """
 
     def __init__(
         self,
-        observer: ILogObserver | None = None,
+        writer: LineWriter | None = None,
         now: Callable[[], datetime.datetime] = _utc_now,
     ) -> None:
         """
-        :param observer: gets the log events; the application's own log where None
+        :param writer: gets the lines; the application's own log gets them where None
         """
-        self._log = (
-            Logger(namespace=NAMESPACE)
-            if observer is None
-            else Logger(namespace=NAMESPACE, observer=observer)
-        )
+        self._writer = writer
         self._now = now
+
+    @property
+    def lost_lines(self) -> int:
+        """How many lines could not be written so far."""
+        return 0 if self._writer is None else self._writer.lost_lines
 
     def __call__(self, event: Event) -> None:
         """Write one event."""
-        self._log.info("{line}", line=json_line(event, self._now()), event=event)
+        at = self._now()
+        line = json_line(event, at)
+        if self._writer is not None:
+            self._writer.write_line(line, at)
+        else:
+            _log.info("{line}", line=line, event=event)
 
 
-def _only_the_line(event: Any) -> str:
-    return f"{event['line']}\n"
+def tell_all(*sinks: EventSink) -> EventSink:
+    """One sink for several; what the first raises is not told to those behind it."""
 
+    def tell(event: Event) -> None:
+        for sink in sinks:
+            sink(event)
 
-def bare_lines(stream: TextIO) -> ILogObserver:
-    """An observer that writes nothing but the JSON lines, each flushed."""
-    return FileLogObserver(stream, _only_the_line)
-
-
-def standard_audit_log() -> AuditLog:
-    """
-    Bare JSON lines on standard error; where that leads nowhere, as it does for a twistd in the
-    background, twistd's own log.
-    """
-    stream = sys.__stderr__
-    if stream is None:
-        return AuditLog()
-    try:
-        nowhere = os.path.samestat(os.fstat(stream.fileno()), os.stat(os.devnull))
-    except (OSError, ValueError):
-        nowhere = True
-    return AuditLog() if nowhere else AuditLog(bare_lines(stream))
+    return tell

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import datetime
-import io
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import attrs
-from twisted.logger import LogEvent, Logger, globalLogPublisher
+from twisted.logger import LogEvent, Logger, formatEvent, globalLogPublisher
 from twisted.trial import unittest
 
-import mtlstunnel
 from mtlstunnel.events import (
     AcceptedClient,
     Closed,
     ConnectionIds,
     ConnectionInfo,
     Event,
+    LinesLost,
     Probe,
     RefusedClient,
     TLSInfo,
 )
-from mtlstunnel.service.audit import NAMESPACE, AuditLog, bare_lines, json_line
+from mtlstunnel.service.audit import NAMESPACE, AuditLog, json_line, tell_all
 from mtlstunnel.trust.identity import identity_of_der
 from mtlstunnel.trust.reasons import Reason
 from tests import pki
@@ -34,6 +29,7 @@ from tests import pki
 AT = datetime.datetime(2030, 1, 2, 3, 4, 5, 678999, tzinfo=datetime.timezone.utc)
 INFO = ConnectionInfo(id="abc-1", peer="127.0.0.1:4711", listener="0.0.0.0:443", generation=3)
 TLS = TLSInfo(version="TLSv1.3", cipher="TLS_AES_256_GCM_SHA384", group="X25519", sni="a.example")
+ANCHOR = "c0ffee" + "0" * 58
 
 CONNECTION = {
     "ts": "2030-01-02T03:04:05.678Z",
@@ -70,7 +66,7 @@ def refused(subject: str = "alice") -> RefusedClient:
 
 def accepted() -> AcceptedClient:
     who = identity_of_der(pki.client().der)
-    return AcceptedClient(connection=INFO, tls=TLS, client=who, ca="c0ffee", duration=0.5)
+    return AcceptedClient(connection=INFO, tls=TLS, client=who, ca=ANCHOR, duration=0.5)
 
 
 def closed() -> Closed:
@@ -81,9 +77,14 @@ def closed() -> Closed:
         bytes_out=34,
         client_end="close_notify",
         upstream_end="fin",
+        connect_duration=0.125,
         detail=None,
         duration=60.5,
     )
+
+
+def lost() -> LinesLost:
+    return LinesLost(lines=3, since=AT, detail="No space left on device")
 
 
 def fields(event: Event) -> dict[str, Any]:
@@ -158,7 +159,7 @@ class TheFields(unittest.SynchronousTestCase):
                 "reason": None,
                 "detail": None,
                 "tls": TLS_FIELDS,
-                "ca": "c0ffee",
+                "ca": ANCHOR,
                 "duration": 0.5,
             },
         )
@@ -185,8 +186,21 @@ class TheFields(unittest.SynchronousTestCase):
                 "bytes_in": 12,
                 "bytes_out": 34,
                 "end": {"client": "close_notify", "upstream": "fin"},
+                "connect_duration": 0.125,
                 "detail": None,
                 "duration": 60.5,
+            },
+        )
+
+    def test_a_gap(self) -> None:
+        self.assertEqual(
+            fields(lost()),
+            {
+                "ts": "2030-01-02T03:04:05.678Z",
+                "event": "lost",
+                "lines": 3,
+                "since": "2030-01-02T03:04:05.678Z",
+                "detail": "No space left on device",
             },
         )
 
@@ -223,24 +237,17 @@ class Hostile(unittest.SynchronousTestCase):
     def test_accents_come_back_from_json(self) -> None:
         self.assertEqual(fields(refused("Zoë"))["client"]["subject"], "CN=Zoë")
 
-    def test_braces_in_a_name_are_not_taken_for_a_format(self) -> None:
-        stream = io.StringIO()
-        AuditLog(bare_lines(stream), lambda: AT)(refused("{line}{0}{event!r}"))
-        self.assertEqual(
-            json.loads(stream.getvalue())["client"]["subject"], "CN={line}{0}{event!r}"
-        )
-
 
 class Writing(unittest.SynchronousTestCase):
-    """Through twisted.logger, to where the application's log goes or as bare lines."""
+    """Through twisted.logger, to where the application's log goes."""
 
-    def test_bare_lines_are_the_lines_and_nothing_else(self) -> None:
-        stream = io.StringIO()
-        log = AuditLog(bare_lines(stream), lambda: AT)
-        log(probe())
-        log(closed())
-        expected = "".join(f"{json_line(one, AT)}\n" for one in (probe(), closed()))
-        self.assertEqual(stream.getvalue(), expected)
+    def test_braces_in_a_name_are_not_taken_for_a_format(self) -> None:
+        heard: list[LogEvent] = []
+        globalLogPublisher.addObserver(heard.append)
+        self.addCleanup(globalLogPublisher.removeObserver, heard.append)
+        AuditLog(now=lambda: AT)(refused("{line}{0}{event!r}"))
+        line = formatEvent(heard[-1])
+        self.assertEqual(json.loads(line)["client"]["subject"], "CN={line}{0}{event!r}")
 
     def test_an_embedding_application_gets_the_value_too(self) -> None:
         heard: list[LogEvent] = []
@@ -253,62 +260,18 @@ class Writing(unittest.SynchronousTestCase):
         self.assertEqual(ours["line"], json_line(probe(), AT))
         self.assertEqual(ours["log_format"].format(**ours), ours["line"])
 
-    def test_the_present_is_in_utc_where_no_clock_is_given(self) -> None:
-        stream = io.StringIO()
-        AuditLog(bare_lines(stream))(probe())
-        self.assertRegex(json.loads(stream.getvalue())["ts"], r"\A\d{4}-\d\d-\d\dT[\d:.]{12}Z\Z")
+    def test_several_sinks_are_told_in_their_order(self) -> None:
+        first: list[Event] = []
+        second: list[Event] = []
+        tell_all(first.append, second.append)(probe())
+        self.assertEqual((first, second), ([probe()], [probe()]))
 
+    def test_what_could_not_be_recorded_is_not_counted_elsewhere(self) -> None:
+        counted: list[Event] = []
 
-PROGRAM = """
-import os, sys
-from mtlstunnel.events import ConnectionInfo, Probe
-from mtlstunnel.service.audit import standard_audit_log
-from twisted.logger import globalLogBeginner, textFileLogObserver
+        def broken(event: Event) -> None:
+            raise RuntimeError("no record")
 
-held = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-log = standard_audit_log()
-if held:
-    print("descriptors", len(os.listdir("/proc/self/fd")) - held)
-globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
-info = ConnectionInfo(id="abc-1", peer="peer", listener="listener")
-log(Probe(connection=info, detail="nothing was sent", duration=0.0))
-sys.stdout.flush()
-"""
-
-
-class StandardError(unittest.SynchronousTestCase):
-    """Where the lines go by default."""
-
-    def run_program(self, **more: Any) -> tuple[str, str]:
-        environment = dict(os.environ, PYTHONPATH=str(Path(mtlstunnel.__file__).parents[1]))
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            timeout=60,
-            check=True,
-            **more,
-        )
-        return done.stdout, done.stderr or ""
-
-    def test_bare_lines_on_standard_error_and_nothing_in_the_log(self) -> None:
-        out, err = self.run_program(stderr=subprocess.PIPE)
-        (line,) = err.splitlines()
-        self.assertEqual(json.loads(line)["event"], "probe")
-        self.assertNotIn("probe", out)
-
-    def test_the_log_where_standard_error_leads_nowhere(self) -> None:
-        out, _ = self.run_program(stderr=subprocess.DEVNULL)
-        (line,) = (one for one in out.splitlines() if NAMESPACE in one)
-        self.assertEqual(json.loads(line[line.index("{") :])["event"], "probe")
-
-    def test_the_log_where_standard_error_is_closed(self) -> None:
-        out, _ = self.run_program(preexec_fn=lambda: os.close(2))
-        self.assertIn(NAMESPACE, out)
-
-    def test_no_descriptor_is_left_open(self) -> None:
-        out, _ = self.run_program(stderr=subprocess.PIPE)
-        if "descriptors" not in out:
-            raise unittest.SkipTest("this system has no /proc/self/fd")
-        self.assertIn("descriptors 0\n", out)
+        with self.assertRaises(RuntimeError):
+            tell_all(broken, counted.append)(accepted())
+        self.assertEqual(counted, [])

@@ -24,6 +24,7 @@ from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
+from tests.schema import problems
 
 PATIENCE = 60.0
 """Seconds after which what has not happened counts as never: a limit for hangs, not a measure."""
@@ -213,6 +214,9 @@ class Tunnel:
                     stream.close()
         if status not in (0, -signal.SIGTERM):
             raise AssertionError(f"exit status {status}:\n{self.output}")
+        for event in self.events:
+            if wrong := problems(event):
+                raise AssertionError(f"{wrong} in {event}")
         for word in ("Traceback", "Unhandled", "Error]", "critical"):
             if word in self.output:
                 raise AssertionError(f"{word!r} in the log:\n{self.output}")

@@ -32,6 +32,7 @@ OPTIONS = (
     *("--port", "--cas", "--mutual-tls-cas", "--cert", "--crt", "--key", "--domain"),
     *("--upstream", "--min-version", "--max-version", "--alert", "--handshake-timeout"),
     *("--connect-timeout", "--half-close-timeout", "--demo", "--state-dir"),
+    *("--audit-log", "--admin"),
 )
 
 

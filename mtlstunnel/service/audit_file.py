@@ -1,0 +1,150 @@
+"""The audit log's lines in a file: none torn, and none missing without a word."""
+
+from __future__ import annotations
+
+import datetime
+import errno
+from collections.abc import Callable
+
+from twisted.logger import Logger
+
+from mtlstunnel.events import LinesLost
+from mtlstunnel.service.audit import json_line
+from mtlstunnel.service.destinations import Destination
+from mtlstunnel.trust.identity import escape
+
+_log = Logger(namespace="mtlstunnel")
+
+SILENT_SECONDS = 10.0
+"""How long after a gap was told the next one is not: a slow reader makes many."""
+
+
+class LineFile:
+    """
+    Writes whole lines, and never waits: where they cannot be written they are counted, and the
+    first line after the gap is a ``lost`` event that says how many.
+
+    :ivar lost_lines: how many could not be written so far
+    """
+
+    def __init__(self, destination: Destination, seconds: Callable[[], float]) -> None:
+        """
+        :param seconds: the clock by which gaps are told in the log
+        """
+        self.lost_lines = 0
+        self._destination = destination
+        self._seconds = seconds
+        # A line that was begun, and how much of it is written.
+        self._begun = b""
+        self._written = 0
+        # The gap there is now.
+        self._missing = 0
+        self._since: datetime.datetime | None = None
+        self._why = ""
+        # What the log was told.
+        self._is_told = False
+        self._told_lines = 0
+        self._silent_until = seconds()
+
+    def write_line(self, line: str, at: datetime.datetime) -> None:
+        """
+        Write one line, or count it as lost.
+
+        :param line: ASCII, without its newline
+        :param at: the present
+        """
+        try:
+            self._renew()
+            self._tell_gap(at)
+            self._put(line)
+        except OSError as error:
+            self._lose(at, error)
+        else:
+            if self.lost_lines != self._told_lines:
+                self._tell_recovery()
+
+    def reopen(self) -> None:
+        """Open the file anew, now; for a signal."""
+        try:
+            self._renew(at_once=True)
+        except OSError:
+            # The next line will find out.
+            pass
+
+    def close(self, at: datetime.datetime) -> None:
+        """Write what was begun, and close the file."""
+        try:
+            self._finish()
+            self._tell_gap(at)
+            self._finish()
+        except OSError as error:
+            self.lost_lines += bool(self._begun)
+            self._why = _explain(error)
+        if self.lost_lines != self._told_lines:
+            _log.error(
+                "{name}: {count} events are not in it ({why})",
+                name=self._title,
+                count=self.lost_lines - self._told_lines,
+                why=self._why,
+            )
+        self._destination.close()
+
+    @property
+    def _title(self) -> str:
+        return f"--audit-log {escape(self._destination.name)}"
+
+    def _renew(self, at_once: bool = False) -> None:
+        if self._destination.renew(at_once):
+            # What was begun in another file is written whole into this one.
+            self._written = 0
+
+    def _put(self, line: str) -> None:
+        self._finish()
+        data = line.encode("ascii", "backslashreplace") + b"\n"
+        written = self._destination.write(data)
+        if written < len(data):
+            self._begun, self._written = data, written
+
+    def _finish(self) -> None:
+        while self._begun:
+            self._written += self._destination.write(self._begun[self._written :])
+            if self._written == len(self._begun):
+                self._begun, self._written = b"", 0
+
+    def _tell_gap(self, at: datetime.datetime) -> None:
+        if self._missing and self._since is not None:
+            gap = LinesLost(lines=self._missing, since=self._since, detail=self._why)
+            self._put(json_line(gap, at))
+            self._missing, self._since = 0, None
+
+    def _lose(self, at: datetime.datetime, error: OSError) -> None:
+        self.lost_lines += 1
+        self._missing += 1
+        self._since = self._since or at
+        self._why = _explain(error)
+        if not self._is_told and self._seconds() >= self._silent_until:
+            self._is_told = True
+            _log.error(
+                "{name}: cannot be written: {why}; events are lost until it can",
+                name=self._title,
+                why=self._why,
+            )
+
+    def _tell_recovery(self) -> None:
+        now = self._seconds()
+        if not self._is_told and now < self._silent_until:
+            return
+        _log.warn(
+            "{name}: can be written again; {count} events are not in it",
+            name=self._title,
+            count=self.lost_lines - self._told_lines,
+        )
+        self._is_told = False
+        self._told_lines = self.lost_lines
+        self._silent_until = now + SILENT_SECONDS
+
+
+def _explain(error: OSError) -> str:
+    if error.errno == errno.EAGAIN:
+        return "it is full, and nobody reads it fast enough"
+    return error.strerror or type(error).__name__
