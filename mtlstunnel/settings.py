@@ -182,6 +182,23 @@ def parse_upstream(text: str, prefixes: Iterable[str] = CLIENT_PREFIXES) -> Plac
     )
 
 
+def parse_admin(text: str, prefixes: Iterable[str] = SERVER_PREFIXES) -> Place:
+    """
+    Read an ``--admin``: as a ``--port``, but a number alone is a port of 127.0.0.1.
+
+    :param prefixes: the endpoint types that Twisted and its plugins know
+    :raises SettingsError: it is none of these
+    """
+    return _place(
+        "--admin",
+        text,
+        frozenset(prefixes),
+        "127.0.0.1",
+        0,
+        "9443, 127.0.0.1:9443, [::1]:9443 or unix:/path",
+    )
+
+
 def seconds(option: str, text: str) -> float:
     """
     Read a time-out in seconds.
@@ -302,6 +319,7 @@ class TunnelSettings(VerdictSettings):
     :ivar state_dir: where a self-made certificate is kept; None for the usual place
     :ivar verify: what is asked of clients
     :ivar resumption: whether a client may shorten its next handshake, and is judged again then
+    :ivar admin: where health and metrics are served; None for nowhere
     """
 
     listen: tuple[Place, ...] = attrs.field(
@@ -321,6 +339,7 @@ class TunnelSettings(VerdictSettings):
     limits: TimeLimits = attrs.Factory(TimeLimits)
     verify: VerifyStrategy = attrs.field(default=VerifyStrategy.REQUIRE_AND_VERIFY)
     resumption: bool = False
+    admin: Place | None = None
 
     @key.validator
     def _key_has_a_cert(self, _attribute: Attribute[Path | None], value: Path | None) -> None:

@@ -33,6 +33,7 @@ from mtlstunnel.settings import (
     TunnelSettings,
     VerifyStrategy,
     choice,
+    parse_admin,
     parse_listen,
     parse_upstream,
     seconds,
@@ -63,6 +64,7 @@ class Options(VerdictOptions):
         ["max-version", None, "1.3", "highest TLS version"],
         ["verify", None, "require-and-verify", "or, letting in the unverified: see the reference"],
         ["alert", None, "bad_certificate", "answer to a refused certificate, or: specific"],
+        ["admin", None, None, "port, HOST:PORT or endpoint for health and metrics [default: none]"],
         ["audit-log", None, None, "file for the events, or - [default: standard error]"],
         ["handshake-timeout", None, "10", "seconds to the verdict"],
         ["connect-timeout", None, "10", "seconds to reach the upstream"],
@@ -125,6 +127,8 @@ class Options(VerdictOptions):
             settings["listen"] = tuple(parse_listen(text, servers) for text in self.ports)
         if self["upstream"] is not None:
             settings["upstream"] = parse_upstream(self["upstream"], clients)
+        if self["admin"] is not None:
+            settings["admin"] = parse_admin(self["admin"], servers)
         if self.domains:
             settings["domains"] = tuple(self.domains)
         if demo is not None:
@@ -200,6 +204,8 @@ def makeService(options: Options) -> IService:
         tunnel = TunnelService(settings, reactor, audit.log)
         # Before twistd writes its pid file, and while somebody looks.
         check_free(settings.listen)
+        if settings.admin is not None:
+            check_free([settings.admin], "--admin")
     except MtlstunnelError as error:
         fail(error)
 

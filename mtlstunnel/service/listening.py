@@ -27,13 +27,13 @@ BACKLOG = 1024
 """Connections the system may hold for us before they are accepted."""
 
 _REMEDIES = {
-    errno.EADDRINUSE: "another process listens there; stop it or give another --port",
-    errno.EACCES: "ports below 1024 are for root or CAP_NET_BIND_SERVICE; give a higher --port",
+    errno.EADDRINUSE: "another process listens there; stop it or give another port",
+    errno.EACCES: "ports below 1024 are for root or CAP_NET_BIND_SERVICE; give a higher one",
     errno.EADDRNOTAVAIL: "this machine has no such address; give one of its own",
 }
 
 
-def _addresses(place: Address) -> Iterator[str]:
+def _addresses(option: str, place: Address) -> Iterator[str]:
     if not place.host or place.is_ip:
         yield place.host
         return
@@ -41,16 +41,19 @@ def _addresses(place: Address) -> Iterator[str]:
         found = socket.getaddrinfo(place.host, None, type=socket.SOCK_STREAM)
     except OSError as error:
         raise ListenError(
-            f"--port {place}: {place.host} cannot be resolved ({error.strerror or error}); "
+            f"{option} {place}: {place.host} cannot be resolved ({error.strerror or error}); "
             "give an address of this machine"
         ) from None
     yield from dict.fromkeys(str(address[0]) for *_, address in found)
 
 
-def server_endpoints(reactor: Any, place: Place) -> list[IStreamServerEndpoint]:
+def server_endpoints(
+    reactor: Any, place: Place, option: str = "--port"
+) -> list[IStreamServerEndpoint]:
     """
     The endpoints for one ``--port``: more than one where a name has several addresses.
 
+    :param option: what a person called it
     :raises SettingsError: Twisted does not understand the endpoint string
     :raises ListenError: the name cannot be resolved
     """
@@ -59,18 +62,18 @@ def server_endpoints(reactor: Any, place: Place) -> list[IStreamServerEndpoint]:
             (TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint)(
                 reactor, place.port, BACKLOG, host
             )
-            for host in _addresses(place)
+            for host in _addresses(option, place)
         ]
     try:
         return [serverFromString(reactor, place.text)]
     except (ValueError, TypeError, LookupError, OSError) as fault:
         raise SettingsError(
-            f"--port {place.text!r}: Twisted does not understand this endpoint ({fault}); "
+            f"{option} {place.text!r}: Twisted does not understand this endpoint ({fault}); "
             "give 8443, 127.0.0.1:8443, unix:/path or systemd:domain=INET:index=0"
         ) from None
 
 
-def check_free(places: Iterable[Place]) -> None:
+def check_free(places: Iterable[Place], option: str = "--port") -> None:
     """
     See whether the TCP addresses among some places can be had, without keeping them: a process that
     goes into the background before it listens can tell nobody what is wrong.
@@ -80,26 +83,29 @@ def check_free(places: Iterable[Place]) -> None:
     for place in places:
         if not isinstance(place, Address):
             continue
-        for host in _addresses(place):
+        for host in _addresses(option, place):
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             try:
                 with socket.socket(family) as trial:
                     trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     trial.bind((host, place.port))
             except OSError as error:
-                raise _explain(place, error) from None
+                raise _explain(option, place, error) from None
 
 
-def _explain(place: Place, failure: BaseException) -> ListenError:
+def _explain(option: str, place: Place, failure: BaseException) -> ListenError:
     reason = failure.socketError if isinstance(failure, CannotListenError) else failure
     code = getattr(reason, "errno", None)
     said = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
     remedy = _REMEDIES.get(cast("int", code), "check the address")
-    return ListenError(f"--port {place}: cannot listen: {said}; {remedy}")
+    return ListenError(f"{option} {place}: cannot listen: {said}; {remedy}")
 
 
 def listen(
-    endpoint: IStreamServerEndpoint, place: Place, factory: IProtocolFactory
+    endpoint: IStreamServerEndpoint,
+    place: Place,
+    factory: IProtocolFactory,
+    option: str = "--port",
 ) -> Deferred[IListeningPort]:
     """
     Listen at once.
@@ -108,10 +114,10 @@ def listen(
     """
 
     def explain(failure: Any) -> Any:
-        raise _explain(place, failure.value)
+        raise _explain(option, place, failure.value)
 
     try:
         listening = endpoint.listen(factory)
     except Exception as error:
-        raise _explain(place, error) from None
+        raise _explain(option, place, error) from None
     return listening.addErrback(explain)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import os
-from typing import Any
+from typing import Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList
@@ -11,16 +12,20 @@ from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from mtlstunnel.events import ConnectionIds, EventSink
+from mtlstunnel.events import ConnectionIds, Event, EventSink
 from mtlstunnel.relay.tunnel import TunnelFactory
 from mtlstunnel.relay.upstream import make_upstream
-from mtlstunnel.service.audit import AuditLog
+from mtlstunnel.service.admin import PATHS, admin_site
+from mtlstunnel.service.audit import AuditLog, tell_all
 from mtlstunnel.service.listening import listen, server_endpoints
+from mtlstunnel.service.metrics import Dates, Metrics, Situation
 from mtlstunnel.service.selfmade import default_state_dir, pin_advice, selfmade_credentials
 from mtlstunnel.settings import Place, TunnelSettings
 from mtlstunnel.tls.context import DoorContext, utc_now
 from mtlstunnel.tls.credentials import Credentials, load_credentials
 from mtlstunnel.tls.door import DoorFactory, describe_address
+from mtlstunnel.trust.bundle import Anchor
+from mtlstunnel.trust.identity import display_name
 from mtlstunnel.trust.policy import load_trust
 from mtlstunnel.trust.strategy import loud_notes
 
@@ -36,6 +41,15 @@ def _credentials(settings: TunnelSettings) -> tuple[Credentials, tuple[str, ...]
     return credentials, pin_advice(credentials, path)
 
 
+def _dates_of(anchor: Anchor) -> Dates:
+    # CAs may have the same name, and the whole digest is more than a graph has room for.
+    name = f"{display_name(anchor.certificate)} ({anchor.sha256[:8]})"
+    certificate = anchor.certificate
+    return Dates(
+        name, anchor.sha256, certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    )
+
+
 class TunnelService(Service):
     """
     Listens, lets verified clients in, and carries their bytes to the upstream.
@@ -44,6 +58,8 @@ class TunnelService(Service):
     listens.
 
     :ivar ports: what is listened on, once started
+    :ivar admin_ports: what ``--admin`` listens on, once started
+    :ivar metrics: what was counted
     """
 
     def __init__(
@@ -55,8 +71,12 @@ class TunnelService(Service):
         :raises MtlstunnelError: a bundle, certificate, key or endpoint cannot be used
         """
         self.ports: list[IListeningPort] = []
+        self.admin_ports: list[IListeningPort] = []
+        self.metrics = Metrics()
         self._settings = settings
-        self._events = AuditLog() if events is None else events
+        self._told = AuditLog() if events is None else events
+        self._events = tell_all(self._told, self._count)
+        self._started: datetime.datetime | None = None
         trust = load_trust(settings, utc_now())
         credentials, notes = _credentials(settings)
         self._notes = (*loud_notes(settings.verify), *trust.notes, *notes)
@@ -70,6 +90,7 @@ class TunnelService(Service):
             verify=settings.verify,
             resumption=settings.resumption,
         )
+        self._cas = tuple(map(_dates_of, trust.bundle.anchors))
         self._tunnels = TunnelFactory(
             reactor=reactor,
             upstream=make_upstream(reactor, settings.upstream),
@@ -85,6 +106,32 @@ class TunnelService(Service):
             for place in settings.listen
             for endpoint in server_endpoints(reactor, place)
         ]
+        self._admin_endpoints: list[IStreamServerEndpoint] = []
+        if settings.admin is not None:
+            self._admin_site = admin_site(self.situation, utc_now, reactor)
+            self._admin_endpoints = server_endpoints(reactor, settings.admin, "--admin")
+
+    def _count(self, event: Event) -> None:
+        self.metrics.count(event, utc_now())
+
+    def situation(self) -> Situation:
+        """How it is now; what ``--admin`` shows."""
+        live = self._tunnels.live
+        return Situation(
+            metrics=self.metrics,
+            open=len(live),
+            bytes_in=self.metrics.bytes_in + sum(one.bytes_in for one in live),
+            bytes_out=self.metrics.bytes_out + sum(one.bytes_out for one in live),
+            lost_lines=self._told.lost_lines if isinstance(self._told, AuditLog) else 0,
+            generation=self._context.generation,
+            cas=self._cas,
+            crls=(),
+            ready=bool(self.running and self.ports),
+            listeners=tuple(describe_address(port.getHost()) for port in self.ports),
+            upstream=str(self._settings.upstream),
+            server_not_after=self._context.credentials.chain[0].not_valid_after_utc,
+            started=self._started,
+        )
 
     def privilegedStartService(self) -> None:
         """
@@ -100,6 +147,7 @@ class TunnelService(Service):
         super().startService()
         if not self._doors:
             self._open()
+        self._started = utc_now()
         for note in self._notes:
             _log.warn("{note}", note=note)
         count = len(self._context.bundle.anchors)
@@ -110,6 +158,9 @@ class TunnelService(Service):
                 cas="1 CA" if count == 1 else f"{count} CAs",
                 upstream=str(self._settings.upstream),
             )
+        for port in self.admin_ports:
+            place = describe_address(port.getHost())
+            _log.info("health and metrics on {place}: {paths}", place=place, paths=" ".join(PATHS))
 
     def _open(self) -> None:
         failures: list[Failure] = []
@@ -126,6 +177,11 @@ class TunnelService(Service):
             opening = listen(endpoint, place, door)
             opening.addCallback(self._opened, door)
             opening.addErrback(failures.append)
+        for endpoint in self._admin_endpoints:
+            place = cast("Place", self._settings.admin)
+            opening = listen(endpoint, place, self._admin_site, "--admin")
+            opening.addCallback(self.admin_ports.append)
+            opening.addErrback(failures.append)
         if failures:
             self._close_ports()
             failures[0].raiseException()
@@ -135,7 +191,8 @@ class TunnelService(Service):
         self.ports.append(port)
 
     def _close_ports(self) -> list[Deferred[None]]:
-        ports, self.ports = self.ports, []
+        ports = [*self.ports, *self.admin_ports]
+        self.ports, self.admin_ports = [], []
         closing = (port.stopListening() for port in ports)
         return [one for one in closing if isinstance(one, Deferred)]
 

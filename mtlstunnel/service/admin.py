@@ -1,0 +1,138 @@
+"""``--admin``: /healthz, /readyz, /metrics and /status for those who look after it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from twisted.web.resource import Resource
+from twisted.web.server import Site
+
+from mtlstunnel.errors import SettingsError
+from mtlstunnel.service.metrics import Dates, Look, Situation
+
+PATHS = ("/healthz", "/readyz", "/metrics", "/status")
+
+_TEXT = "text/plain; charset=utf-8"
+
+
+@attrs.frozen
+class Page:
+    """
+    An answer.
+
+    :ivar status: the HTTP status
+    """
+
+    content: bytes
+    content_type: str = _TEXT
+    status: int = 200
+
+
+class _Leaf(Resource):
+    """A page that is made when it is asked for."""
+
+    isLeaf = True
+
+    def __init__(self, make: Callable[[str], Page]) -> None:
+        super().__init__()
+        self._make = make
+
+    def render_GET(self, request: Any) -> bytes:
+        accept = request.getHeader(b"accept") or b""
+        page = self._make(accept.decode("ascii", "replace"))
+        request.setResponseCode(page.status)
+        request.setHeader(b"content-type", page.content_type.encode("ascii"))
+        request.setHeader(b"cache-control", b"no-store")
+        return page.content
+
+
+class AdminSite(Site):
+    """A site that does not write each request into the log."""
+
+    noisy = False
+
+    def log(self, request: Any) -> None:
+        """Say nothing: health checks come every few seconds."""
+
+
+def admin_site(look: Look, now: Callable[[], datetime.datetime], reactor: Any) -> AdminSite:
+    """
+    What ``--admin`` serves.
+
+    :param look: asks how the service is
+    :param now: the present, with its time zone
+    :raises SettingsError: prometheus_client is not installed
+    """
+    try:
+        from mtlstunnel.service.exposition import Exposition
+    except ImportError:
+        raise SettingsError(
+            "--admin: needs prometheus_client, which is not installed; "
+            "install it with: pip install 'mtlstunnel[metrics]'"
+        ) from None
+    exposition = Exposition(look)
+
+    def healthz(_accept: str) -> Page:
+        return Page(b"ok\n")
+
+    def readyz(_accept: str) -> Page:
+        return Page(b"ready\n") if look().ready else Page(b"not listening\n", status=503)
+
+    def metrics(accept: str) -> Page:
+        content_type, content = exposition.page(accept)
+        return Page(content, content_type)
+
+    def status(_accept: str) -> Page:
+        text = json.dumps(status_of(look(), now()), indent=2)
+        return Page(text.encode("ascii") + b"\n", "application/json")
+
+    root = Resource()
+    root.putChild(b"", _Leaf(lambda _accept: Page(("\n".join(PATHS) + "\n").encode("ascii"))))
+    for path, make in zip(PATHS, (healthz, readyz, metrics, status), strict=True):
+        root.putChild(path[1:].encode("ascii"), _Leaf(make))
+    return AdminSite(root, reactor=reactor)
+
+
+def _date(moment: datetime.datetime | None) -> str | None:
+    return None if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _dates(one: Dates) -> dict[str, object]:
+    return {"name": one.name, "since": _date(one.since), "until": _date(one.until)}
+
+
+def status_of(now: Situation, at: datetime.datetime) -> dict[str, object]:
+    """The fields of ``/status``."""
+    from mtlstunnel import __version__
+
+    counted = now.metrics
+    uptime = None if now.started is None else round((at - now.started).total_seconds(), 3)
+    return {
+        "version": __version__,
+        "ready": now.ready,
+        "started": _date(now.started),
+        "uptime": uptime,
+        "listeners": list(now.listeners),
+        "upstream": now.upstream,
+        "server_certificate": {"until": _date(now.server_not_after)},
+        "generation": now.generation,
+        "cas": [
+            {**_dates(ca), "sha256": ca.key, "authenticated": counted.authenticated.get(ca.key, 0)}
+            for ca in now.cas
+        ],
+        "crls": [_dates(crl) for crl in now.crls],
+        "connections": {"open": now.open, "total": counted.accepted},
+        "refused": {reason: count for reason, count in counted.refused.items() if count},
+        "observed": {reason: count for reason, count in counted.observed.items() if count},
+        "probes": counted.probes,
+        "upstream_failures": {
+            reason: count for reason, count in counted.upstream_failures.items() if count
+        },
+        "bytes_in": now.bytes_in,
+        "bytes_out": now.bytes_out,
+        "audit_lines_lost": now.lost_lines,
+    }

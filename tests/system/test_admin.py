@@ -1,0 +1,116 @@
+"""``--admin`` of a running tunnel: what a Prometheus and a health check see while clients come."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import socket
+import threading
+
+from tests import pki
+from tests.service.test_metrics import value
+from tests.system.harness import (
+    AUTHORITY,
+    CHECKOUT,
+    GREETING,
+    PATIENCE,
+    TWISTD,
+    Link,
+    SystemTestCase,
+    TLSClient,
+    Tunnel,
+    run,
+)
+
+
+class AdminTests(SystemTestCase):
+    """Health and metrics."""
+
+    def ask(self, tunnel: Tunnel, path: str) -> str:
+        """One page."""
+        port = int(tunnel.wait_for_log(r"health and metrics on 127\.0\.0\.1:(\d+): /healthz")[1])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            content = answer.read().decode()
+            self.assertEqual(answer.status, 200, content)
+            return content
+        finally:
+            connection.close()
+
+    def test_what_happens_is_seen_also_while_it_happens(self) -> None:
+        go_on = threading.Event()
+        self.addCleanup(go_on.set)
+
+        def handler(link: Link) -> None:
+            link.send(GREETING)
+            go_on.wait(PATIENCE)
+
+        tunnel = self.door(self.serve(handler), "--admin", "0")
+        self.assertEqual(self.ask(tunnel, "/healthz"), "ok\n")
+        self.assertEqual(self.ask(tunnel, "/readyz"), "ready\n")
+        good = TLSClient(tunnel.address, self.pair(pki.client(), "good"))
+        self.addCleanup(good.close)
+        good.handshake()
+        self.assertEqual(good.receive(), GREETING)
+        late = TLSClient(tunnel.address, self.pair(pki.expired("late"), "late"))
+        self.addCleanup(late.close)
+        late.handshake()
+        late.receive_all()
+        socket.create_connection(tunnel.address, PATIENCE).close()
+        tunnel.wait_for("probe")
+        tunnel.wait_for("refused")
+
+        text = self.ask(tunnel, "/metrics")
+        digest = hashlib.sha256(AUTHORITY.der).hexdigest()
+        ca = f"CN=Test CA ({digest[:8]})"
+        self.assertEqual(value(text, "connections_open"), 1)
+        self.assertEqual(value(text, "connections_total"), 1)
+        self.assertEqual(value(text, "handshakes_refused_total", reason="expired"), 1)
+        self.assertEqual(value(text, "probes_total"), 1)
+        self.assertEqual(value(text, "ca_authenticated_total", ca=ca), 1)
+        # The connection is open, and what it has carried is there already.
+        self.assertEqual(value(text, "bytes_total", direction="out"), len(GREETING))
+        go_on.set()
+        good.receive_all()
+        good.close()
+        tunnel.wait_for("closed")
+        text = self.ask(tunnel, "/metrics")
+        self.assertEqual(value(text, "connections_open"), 0)
+        self.assertEqual(value(text, "bytes_total", direction="out"), len(GREETING))
+        self.assertEqual(value(text, "upstream_connect_seconds_count"), 1)
+        status = json.loads(self.ask(tunnel, "/status"))
+        self.assertEqual(status["connections"], {"open": 0, "total": 1})
+        self.assertEqual(status["cas"][0]["sha256"], digest)
+        self.assertEqual(status["listeners"], [f"127.0.0.1:{tunnel.port}"])
+
+    def test_lost_lines_of_the_audit_log_are_counted(self) -> None:
+        tunnel = self.door(self.serve(), "--admin", "127.0.0.1:0", "--audit-log", "/dev/full")
+        socket.create_connection(tunnel.address, PATIENCE).close()
+        tunnel.wait_for_log("cannot be written: No space left on device")
+        self.assertEqual(value(self.ask(tunnel, "/metrics"), "audit_lines_lost_total"), 1)
+
+    def test_a_place_that_cannot_be_had_is_one_line_before_anything_listens(self) -> None:
+        place = self.directory / "never.sock"
+        ca = AUTHORITY.write(self.directory, "ca")
+        cert, key = pki.server().write(self.directory, "server")
+        with socket.socket() as used:
+            used.bind(("127.0.0.1", 0))
+            used.listen()
+            port = used.getsockname()[1]
+            for where, expected in (
+                (str(port), rf"--admin 127\.0\.0\.1:{port}: cannot listen: Address already in use"),
+                ("metrics", r"--admin 'metrics': not a port, HOST:PORT or endpoint string; give 9"),
+                ("carrier:pigeon:1", r"--admin 'carrier:pigeon:1'"),
+            ):
+                finished = run(
+                    *(*TWISTD, "-n", "--pidfile=", "mtlstunnel", "--port", f"unix:{place}"),
+                    *("--cas", ca, "--cert", cert, "--key", key, "--admin", where),
+                    environment={"PYTHONPATH": str(CHECKOUT)},
+                    cwd=self.directory,
+                )
+                self.assertEqual((finished.status, finished.out), (1, b""), finished)
+                self.assertRegex(finished.err, rf"\Amtlstunnel: {expected}.*\n\Z")
+        self.assertFalse(place.exists())
