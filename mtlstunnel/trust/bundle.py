@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from mtlstunnel.errors import BundleError
 from mtlstunnel.trust.chain import ca_fault
+from mtlstunnel.trust.files import Wanted, read_files
 from mtlstunnel.trust.identity import display_name, quietly
 from mtlstunnel.trust.pem import (
     CERTIFICATE_LABELS,
@@ -31,7 +32,11 @@ EXPIRES_SOON = datetime.timedelta(days=30)
 
 _SMALLEST_RSA = 2048
 _SMALLEST_CURVE = 224
-_DIRECTORY_SUFFIXES = frozenset({".pem", ".crt"})
+_WANTED = Wanted(
+    suffixes=(".pem", ".crt"),
+    give="give a PEM file with the CAs",
+    put="put the CAs there as PEM files",
+)
 _PKCS7_LABELS = frozenset({b"PKCS7", b"CMS", b"PKCS #7 SIGNED DATA"})
 
 
@@ -78,36 +83,6 @@ class _Found:
     @property
     def title(self) -> str:
         return f"{self.where}, {display_name(self.certificate)})"
-
-
-def _files(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
-        yield path
-        return
-    inside = sorted(
-        entry
-        for entry in path.iterdir()
-        # A dangling link is meant to be a file: reading it tells what is wrong.
-        if entry.suffix.lower() in _DIRECTORY_SUFFIXES and (entry.is_file() or not entry.exists())
-    )
-    if not inside:
-        raise BundleError(
-            [
-                f"{shown_path(path)}: no *.pem or *.crt file in this directory; "
-                "put the CAs there as PEM files"
-            ]
-        )
-    yield from inside
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise BundleError(
-            [f"{shown_path(path)}: cannot be read: {said}; give a PEM file with the CAs"]
-        ) from None
 
 
 def _file_without_certificate(path: Path, data: bytes) -> str:
@@ -273,28 +248,15 @@ def load_bundle(paths: Iterable[Path], at: datetime.datetime) -> Bundle:
     """
     problems: list[str] = []
     found: list[_Found] = []
-    for path in paths:
-        try:
-            files = list(_files(path))
-        except BundleError as error:
-            problems.extend(error.problems)
+    for file in read_files(paths, _WANTED):
+        if isinstance(file, str):
+            problems.append(file)
             continue
-        except OSError as error:
-            problems.append(
-                f"{shown_path(path)}: cannot be read: {error.strerror}; check its permissions"
-            )
-            continue
-        for file in files:
-            try:
-                data = _read(file)
-            except BundleError as error:
-                problems.extend(error.problems)
-                continue
-            for one in _parse(file, data):
-                if isinstance(one, str):
-                    problems.append(one)
-                else:
-                    found.append(one)
+        for one in _parse(*file):
+            if isinstance(one, str):
+                problems.append(one)
+            else:
+                found.append(one)
     if problems:
         raise BundleError(problems)
     return _bundle_of(found, at)

@@ -15,7 +15,7 @@ from mtlstunnel.trust.identity import escape
 
 _MARKERS_ALONE = re.compile(rb"(?:-----(?:BEGIN|END) [A-Z0-9 ]+-----[ \t]*)+")
 _MARKER = re.compile(rb"-----(BEGIN|END) ([A-Z0-9 ]+)-----")
-_OF_INTEREST = re.compile(rb"-----(BEGIN|END) ([A-Z0-9 ]*(?:CERTIFICATE|PRIVATE KEY))-----")
+_OF_INTEREST = re.compile(rb"-----(BEGIN|END) ([A-Z0-9 ]*(?:CERTIFICATE|PRIVATE KEY|CRL))-----")
 _BASE64_LINE = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -43,22 +43,30 @@ class Block:
         """Whether it holds, or was meant to hold, a private key of any form."""
         return self.label.endswith(b"PRIVATE KEY")
 
+    def der(self) -> bytes:
+        """
+        The bytes in it.
+
+        :raises ValueError: they cannot be had; it says why, in half a line
+        """
+        if self.fault:
+            raise ValueError(self.fault)
+        lines = self.pem.splitlines()[1:-1]
+        try:
+            return base64.b64decode(b"".join(lines), validate=True)
+        except ValueError:
+            for number, text in enumerate(lines, self.line + 1):
+                if not _BASE64_LINE.fullmatch(text):
+                    raise ValueError(f"line {number} is not base64") from None
+            raise ValueError("its base64 is cut off") from None
+
     def certificate(self) -> x509.Certificate:
         """
         The certificate in it.
 
         :raises ValueError: there is none that can be read; it says why, in half a line
         """
-        if self.fault:
-            raise ValueError(self.fault)
-        lines = self.pem.splitlines()[1:-1]
-        try:
-            der = base64.b64decode(b"".join(lines), validate=True)
-        except ValueError:
-            for number, text in enumerate(lines, self.line + 1):
-                if not _BASE64_LINE.fullmatch(text):
-                    raise ValueError(f"line {number} is not base64") from None
-            raise ValueError("its base64 is cut off") from None
+        der = self.der()
         try:
             return x509.load_der_x509_certificate(der)
         except Exception as error:
