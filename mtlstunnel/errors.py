@@ -29,6 +29,18 @@ class BundleError(MtlstunnelError):
         super().__init__("\n".join(self.problems))
 
 
+class CrlError(MtlstunnelError):
+    """
+    A part of the CRLs cannot be used, so none is.
+
+    :ivar problems: one finished line for each part that is refused
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
 class ServerCertificateError(MtlstunnelError):
     """The certificate or key that the server would show cannot be used."""
 

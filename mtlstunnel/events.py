@@ -124,7 +124,7 @@ class AcceptedClient:
         showed no certificate
     :ivar ca: SHA-256 of the trust anchor that vouches, hexadecimal; None where none does
     :ivar reason: why it would have been kept out, but for ``--verify observe``
-    :ivar detail: the same in a sentence
+    :ivar detail: the same in a sentence; or what should be seen to although it keeps nobody out
     """
 
     name: ClassVar[str] = "accepted"

@@ -65,6 +65,38 @@ class VerifyStrategy(enum.Enum):
         return self in (VerifyStrategy.REQUIRE_AND_VERIFY, VerifyStrategy.OBSERVE)
 
 
+class CrlCheck(enum.Enum):
+    """For which certificates of a path a CRL of their issuer is asked for."""
+
+    LEAF = "leaf"
+    """The client's own."""
+    CHAIN = "chain"
+    """All but the trust anchor."""
+
+
+@attrs.frozen
+class CrlExpired:
+    """
+    What becomes of clients when the next CRL of their CA was due and is not there.
+
+    :ivar grace: for so many seconds after its nextUpdate a CRL still counts; 0 refuses at once,
+        infinity only warns
+    """
+
+    grace: float = 0.0
+
+    def __str__(self) -> str:
+        if not self.grace:
+            return "refuse"
+        if math.isinf(self.grace):
+            return "warn"
+        return f"grace={self.grace:f}".rstrip("0").rstrip(".")
+
+
+REFUSE_EXPIRED = CrlExpired()
+"""A CRL counts until its nextUpdate and no longer."""
+
+
 @attrs.frozen
 class Address:
     """
@@ -216,6 +248,23 @@ def seconds(option: str, text: str) -> float:
     return value
 
 
+def parse_crl_expired(option: str, text: str) -> CrlExpired:
+    """
+    Read ``refuse``, ``warn`` or ``grace=SECONDS``.
+
+    :raises SettingsError: it is none of them
+    """
+    words = {"refuse": REFUSE_EXPIRED, "warn": CrlExpired(math.inf)}
+    if text in words:
+        return words[text]
+    word, _, number = text.partition("=")
+    if word != "grace":
+        raise SettingsError(
+            f"{option} {text!r}: give refuse, warn, or grace=SECONDS such as grace=86400"
+        )
+    return CrlExpired(seconds(f"{option} grace", number))
+
+
 _Choice = TypeVar("_Choice", bound=enum.Enum)
 
 
@@ -297,6 +346,9 @@ class VerdictSettings:
     :ivar cas: files and directories with the CAs whose clients are let in
     :ivar allow: which of the verified clients come in
     :ivar strict: whether certificates must keep to the whole of RFC 5280
+    :ivar crl: files and directories with CRLs; where there are none nothing counts as revoked
+    :ivar crl_check: for which certificates of a path a CRL is asked for
+    :ivar crl_expired: what becomes of clients whose CRL is past its nextUpdate
     """
 
     cas: tuple[Path, ...] = attrs.field(
@@ -304,6 +356,9 @@ class VerdictSettings:
     )
     allow: AllowedNames = attrs.Factory(AllowedNames)
     strict: bool = False
+    crl: tuple[Path, ...] = ()
+    crl_check: CrlCheck = CrlCheck.LEAF
+    crl_expired: CrlExpired = REFUSE_EXPIRED
 
 
 @attrs.frozen(kw_only=True)
@@ -364,4 +419,9 @@ class TunnelSettings(VerdictSettings):
             raise SettingsError(
                 f"--verify {value.value} asks nobody for more than a certificate, so the --allow "
                 "rules would do nothing; leave them out, or take --verify observe"
+            )
+        if not value.judges and self.crl:
+            raise SettingsError(
+                f"--verify {value.value} asks nobody for more than a certificate, so --crl would "
+                "do nothing; leave it out, or take --verify observe"
             )

@@ -126,7 +126,8 @@ def tampered(certificate: x509.Certificate) -> x509.Certificate:
     return x509.load_der_x509_certificate(bytes(der))
 
 
-def _digest_for(key: Key, digest: hashes.HashAlgorithm | None) -> Any:
+def digest_for(key: Key, digest: hashes.HashAlgorithm | None) -> Any:
+    """What goes with a key to sign: its own choice where it has one, else SHA-256."""
     if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey):
         return None
     return digest or hashes.SHA256()
@@ -158,7 +159,7 @@ def build(
     for extension, critical in extensions:
         builder = builder.add_extension(extension, critical)
     by = key if signer is None else signer
-    return builder.sign(by, _digest_for(by, digest))
+    return builder.sign(by, digest_for(by, digest))
 
 
 @attrs.frozen(eq=False)

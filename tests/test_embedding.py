@@ -12,6 +12,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import inlineCallbacks
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Site
@@ -20,6 +21,8 @@ import mtlstunnel
 from mtlstunnel import (
     Address,
     AlertPolicy,
+    CrlCheck,
+    CrlExpired,
     DoorEndpoint,
     MtlstunnelError,
     TimeLimits,
@@ -31,7 +34,7 @@ from mtlstunnel import (
 )
 from mtlstunnel.errors import ListenError, SettingsError
 from mtlstunnel.events import Event
-from tests import pki
+from tests import crls, pki
 from tests.relay.sockets import Peer, Steps, lanes_in_reactor, until
 from tests.relay.test_tunnel import TLSPeer
 from tests.tls.memory import CA, TLS_1_2, TLS_1_3, VERSIONS
@@ -169,6 +172,28 @@ class TheFactory(Files):
                 door_factory(wrapped, reactor, **options)  # type: ignore[arg-type]
 
     @inlineCallbacks
+    def test_crls_are_heard_and_their_notes_logged(self) -> Steps:
+        crl = self.folder / "crl.der"
+        other = pki.authority("Other CA")
+        crl.write_bytes(crls.crl(other))
+        notes: list[str] = []
+
+        def heard(event: LogEvent) -> None:
+            notes.extend([event["note"]] if "note" in event else [])
+
+        globalLogPublisher.addObserver(heard)
+        self.addCleanup(globalLogPublisher.removeObserver, heard)
+        address = yield self.listen(
+            Factory.forProtocol(Greeter),
+            crl=[crl],
+            crl_check=CrlCheck.CHAIN,
+            crl_expired=CrlExpired(1.0),
+        )
+        received, _ = yield self.ask(address, pki.client("bob", CA))
+        self.assertEqual(received, b"hello CN=bob")
+        self.assertEqual(["is of no CA" in note for note in notes], [True, False])
+
+    @inlineCallbacks
     def test_without_a_sink_events_go_to_the_log(self) -> Steps:
         poller: Any = reactor
         factory = door_factory(
@@ -294,6 +319,15 @@ class TheService(Files):
         self.assertEqual(service.ports, [])
         yield until(lambda: True)
 
+    def test_its_situation_has_the_dates_of_its_crls(self) -> None:
+        crl = self.folder / "crl.der"
+        crl.write_bytes(crls.crl(pki.authority(CA)))
+        (shown,) = self.make(crl=(crl,)).situation().crls
+        self.assertEqual(
+            (shown.name, shown.since, shown.until),
+            ("CN=Test CA", crls.THIS_UPDATE, crls.NEXT_UPDATE),
+        )
+
     def test_a_mistake_is_known_when_it_is_made(self) -> None:
         with self.assertRaises(MtlstunnelError):
             self.make(cas=(self.cert,))
@@ -387,8 +421,42 @@ class TheEndpoint(Files):
         self.addCleanup(silent.close)
         yield silent.gets_end()
 
+    @inlineCallbacks
+    def test_crls(self) -> Steps:
+        late = crls.crl(pki.authority(CA), pki.client("mallory", CA), next_update=pki.NOW)
+        first, second = self.folder / "first.crl", self.folder / "second.pem"
+        first.write_bytes(late)
+        second.write_bytes(crls.pem(crls.crl(pki.authority("Other CA"))))
+        for options, alert in (
+            ({"crl_expired": "grace=86400"}, None),
+            ({"crl_expired": "warn", "crl_check": "chain"}, None),
+            ({}, 46),
+        ):
+            text = self.string(
+                "0", interface="127.0.0.1", alert="specific", crl=f"{first},{second}", **options
+            )
+            port = yield serverFromString(reactor, text).listen(Factory.forProtocol(Greeter))
+            try:
+                address = ("127.0.0.1", port.getHost().port)
+                received, read = yield self.ask(address, pki.client("mallory", CA))
+                self.assertEqual((received, read), (b"", 44))
+                received, read = yield self.ask(address, pki.client("bob", CA))
+                self.assertEqual(received, b"" if alert else b"hello CN=bob")
+                self.assertEqual(read or None, alert)
+            finally:
+                yield port.stopListening()
+
+    def test_a_crl_that_cannot_be_used_is_known_when_it_listens(self) -> None:
+        endpoint = serverFromString(reactor, self.string("0", crl=str(self.cas)))
+        with self.assertRaisesRegex(MtlstunnelError, "a CRL is wanted here"):
+            endpoint.listen(Factory.forProtocol(Greeter))
+
     def test_mistakes_are_one_line_that_says_what_to_do(self) -> None:
         for text in (
+            self.string("0", crl=","),
+            self.string("0", crl_check="all"),
+            self.string("0", crl_expired="never"),
+            self.string("0", crl_expired="grace=0"),
             "mtls:0",
             "mtls:0:cas=x",
             "mtls:0:cert=x",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ from mtlstunnel.settings import (
     SERVER_PREFIXES,
     Address,
     AlertPolicy,
+    CrlExpired,
     EndpointString,
     Place,
     TimeLimits,
     TLSVersion,
     TunnelSettings,
+    VerdictSettings,
+    VerifyStrategy,
+    parse_crl_expired,
     parse_listen,
     parse_upstream,
     seconds,
@@ -226,6 +231,52 @@ class Seconds(Told):
                 "--connect-timeout",
                 text,
             )
+
+
+class ExpiredCrls(Told):
+    """--crl-expired."""
+
+    def test_the_words(self) -> None:
+        for text, grace in (
+            ("refuse", 0.0),
+            ("warn", math.inf),
+            ("grace=1", 1.0),
+            ("grace=86400", 86400.0),
+            ("grace=900000000", 9e8),
+            ("grace=0.5", 0.5),
+        ):
+            found = parse_crl_expired("--crl-expired", text)
+            self.assertEqual((found.grace, str(found)), (grace, text))
+        self.assertEqual(VerdictSettings(cas=CAS).crl_expired, CrlExpired(0.0))
+
+    def test_other_words(self) -> None:
+        for text in ("", "Refuse", "ignore", "3600", "warn=1", "a\nb"):
+            self.assertTold(
+                f"--crl-expired {text!r}: give refuse, warn, or grace=SECONDS such as grace=86400",
+                parse_crl_expired,
+                "--crl-expired",
+                text,
+            )
+        for number in ("", "0", "-1", "1h", "inf", "nan"):
+            self.assertTold(
+                f"--crl-expired grace {number!r}: give a number of seconds above 0, "
+                "such as 10 or 0.5",
+                parse_crl_expired,
+                "--crl-expired",
+                f"grace={number}",
+            )
+
+    def test_crls_do_not_go_with_a_strategy_that_asks_for_none(self) -> None:
+        for verify in (VerifyStrategy.REQUEST, VerifyStrategy.REQUIRE_ANY):
+            self.assertTold(
+                f"--verify {verify.value} asks nobody for more than a certificate, so --crl would "
+                "do nothing; leave it out, or take --verify observe",
+                TunnelSettings,
+                cas=CAS,
+                crl=(Path("crl.pem"),),
+                verify=verify,
+            )
+        TunnelSettings(cas=CAS, crl=(Path("crl.pem"),), verify=VerifyStrategy.OBSERVE)
 
 
 CAS = (Path("cas.pem"),)

@@ -11,7 +11,7 @@ from twisted.python import usage
 from mtlstunnel.commands.people import fail
 from mtlstunnel.errors import MtlstunnelError, SettingsError
 from mtlstunnel.service.allow_file import load_allow_file
-from mtlstunnel.settings import AllowedNames
+from mtlstunnel.settings import AllowedNames, CrlCheck, choice, parse_crl_expired
 
 
 class VerdictOptions(usage.Options):
@@ -24,6 +24,8 @@ class VerdictOptions(usage.Options):
     command = "mtlstunnel"
     optParameters: list[list[Any]] = [
         ["allow-file", None, None, "TOML file with more of the --allow rules"],
+        ["crl-check", None, "leaf", "whose revocation is looked for: leaf or chain"],
+        ["crl-expired", None, "refuse", "past a CRL's nextUpdate: refuse, warn or grace=SECONDS"],
     ]
     optFlags: list[list[Any]] = [
         ["strict", None, "refuse certificates that do not keep to the whole of RFC 5280"],
@@ -33,6 +35,7 @@ class VerdictOptions(usage.Options):
         super().__init__()
         self.cas: list[Path] = []
         self.allowed: dict[str, list[str]] = {}
+        self.crls: list[Path] = []
 
     def opt_cas(self, value: str) -> None:
         """PEM file or directory with the CAs whose clients may come in; repeatable"""
@@ -72,6 +75,10 @@ class VerdictOptions(usage.Options):
         """let in clients with this key: sha256//BASE64 or hexadecimal"""
         self.allowed.setdefault("spki", []).append(value)
 
+    def opt_crl(self, value: str) -> None:
+        """PEM or DER file, or directory, with CRLs of the CAs; repeatable"""
+        self.crls.append(Path(value))
+
     def opt_version(self) -> NoReturn:
         """Show the version of mtlstunnel and exit."""
         import sys
@@ -106,6 +113,9 @@ class VerdictOptions(usage.Options):
             "cas": tuple(self.cas),
             "allow": self._allowed(),
             "strict": bool(self["strict"]),
+            "crl": tuple(self.crls),
+            "crl_check": choice("--crl-check", CrlCheck, self["crl-check"]),
+            "crl_expired": parse_crl_expired("--crl-expired", self["crl-expired"]),
         }
 
     def _allowed(self) -> AllowedNames:

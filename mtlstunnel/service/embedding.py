@@ -14,23 +14,30 @@ from twisted.internet.interfaces import (
     IProtocolFactory,
     IStreamServerEndpoint,
 )
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from mtlstunnel.errors import SettingsError
 from mtlstunnel.events import EventSink
 from mtlstunnel.service.audit import AuditLog
 from mtlstunnel.settings import (
+    REFUSE_EXPIRED,
     AlertPolicy,
     AllowedNames,
+    CrlCheck,
+    CrlExpired,
     TLSVersion,
     VerdictSettings,
     choice,
+    parse_crl_expired,
     seconds,
 )
 from mtlstunnel.tls.context import DoorContext, utc_now
 from mtlstunnel.tls.credentials import load_credentials
 from mtlstunnel.tls.door import DoorFactory
 from mtlstunnel.trust.policy import load_trust
+
+_log = Logger(namespace="mtlstunnel")
 
 
 def door_factory(
@@ -45,6 +52,9 @@ def door_factory(
     alert: AlertPolicy = AlertPolicy.BAD_CERTIFICATE,
     allow: AllowedNames | None = None,
     resumption: bool = False,
+    crl: Iterable[Path | str] = (),
+    crl_check: CrlCheck = CrlCheck.LEAF,
+    crl_expired: CrlExpired = REFUSE_EXPIRED,
     handshake_timeout: float = 10.0,
     events: EventSink | None = None,
 ) -> DoorFactory:
@@ -59,17 +69,26 @@ def door_factory(
     :param key: its private key; None where it is in the same file
     :param allow: which of the verified clients come in; all of them where None
     :param resumption: whether clients may resume their sessions; they are judged again then
+    :param crl: PEM and DER files and directories with CRLs of the CAs
+    :param crl_check: for which certificates of a path a CRL is asked for
+    :param crl_expired: what becomes of clients whose CRL is past its nextUpdate
     :param handshake_timeout: seconds from the accepted connection to the verdict
     :param events: gets every verdict; the application's log, as JSON lines, where None
-    :raises MtlstunnelError: a bundle, certificate, key or rule cannot be used
+    :raises MtlstunnelError: a bundle, certificate, key, rule or CRL cannot be used
     """
     now = utc_now()
     trust = load_trust(
         VerdictSettings(
-            cas=tuple(Path(one) for one in cas), allow=AllowedNames() if allow is None else allow
+            cas=tuple(Path(one) for one in cas),
+            allow=AllowedNames() if allow is None else allow,
+            crl=tuple(Path(one) for one in crl),
+            crl_check=crl_check,
+            crl_expired=crl_expired,
         ),
         now,
     )
+    for note in trust.notes:
+        _log.warn("{note}", note=note)
     context = DoorContext(
         bundle=trust.bundle,
         credentials=load_credentials(Path(cert), None if key is None else Path(key), now),
@@ -119,14 +138,21 @@ def _nested(args: tuple[str, ...], kwargs: dict[str, str]) -> str:
     return ":".join(quoted)
 
 
+def _several(name: str, text: str) -> list[str]:
+    files = [one for one in text.split(",") if one]
+    if not files:
+        raise SettingsError(f"mtls: endpoint: {name} is empty; give a file, or leave it out")
+    return files
+
+
 def mtls_endpoint(reactor: Any, *args: str, **kwargs: str) -> DoorEndpoint:
     """
     Read ``mtls:8443:cas=cas.pem:cert=server.pem:key=server.key``.
 
     The first part is a port or the beginning of another endpoint string, whose own options may
     follow: ``mtls:haproxy:tcp:443:cas=...``, ``mtls:unix:/run/app.sock:mode=600:cas=...``.  Own
-    options are cas, cert, key, alert, min_version, max_version and handshake_timeout; several CA
-    files in ``cas`` are separated by commas.
+    options are cas, cert, key, alert, min_version, max_version, handshake_timeout, crl, crl_check
+    and crl_expired; several files in ``cas`` and ``crl`` are separated by commas.
 
     :raises SettingsError: something is missing or not understood
     """
@@ -142,8 +168,15 @@ def mtls_endpoint(reactor: Any, *args: str, **kwargs: str) -> DoorEndpoint:
         "cert": cert,
         "key": kwargs.pop("key", None),
     }
-    choices: dict[str, type[AlertPolicy] | type[TLSVersion]] = {
+    if "crl" in kwargs:
+        options["crl"] = _several("crl", kwargs.pop("crl"))
+    if "crl_expired" in kwargs:
+        options["crl_expired"] = parse_crl_expired(
+            "mtls: endpoint: crl_expired", kwargs.pop("crl_expired")
+        )
+    choices: dict[str, type[AlertPolicy] | type[CrlCheck] | type[TLSVersion]] = {
         "alert": AlertPolicy,
+        "crl_check": CrlCheck,
         "min_version": TLSVersion,
         "max_version": TLSVersion,
     }

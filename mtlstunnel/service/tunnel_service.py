@@ -91,6 +91,10 @@ class TunnelService(Service):
             resumption=settings.resumption,
         )
         self._cas = tuple(map(_dates_of, trust.bundle.anchors))
+        self._crls = tuple(
+            Dates(crl.name, "", crl.this_update, crl.next_update)
+            for crl in trust.policy.revocation.newest()
+        )
         self._tunnels = TunnelFactory(
             reactor=reactor,
             upstream=make_upstream(reactor, settings.upstream),
@@ -125,7 +129,7 @@ class TunnelService(Service):
             lost_lines=self._told.lost_lines if isinstance(self._told, AuditLog) else 0,
             generation=self._context.generation,
             cas=self._cas,
-            crls=(),
+            crls=self._crls,
             ready=bool(self.running and self.ports),
             listeners=tuple(describe_address(port.getHost()) for port in self.ports),
             upstream=str(self._settings.upstream),

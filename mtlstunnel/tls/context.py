@@ -21,7 +21,15 @@ from mtlstunnel.trust.identity import identity_of_der
 from mtlstunnel.trust.policy import EVERY_GOOD_PATH, Policy
 from mtlstunnel.trust.reasons import SPECIFIC_ALERT, Alert, Reason
 from mtlstunnel.trust.strategy import Outcome, Unverified, outcome_of
-from mtlstunnel.trust.verdict import NO_CERTIFICATE, Accepted, Finding, Presented, Refused, judge
+from mtlstunnel.trust.verdict import (
+    NO_CERTIFICATE,
+    Accepted,
+    Finding,
+    Presented,
+    Refused,
+    Verdict,
+    judge,
+)
 
 _log = Logger()
 
@@ -46,6 +54,9 @@ _CODE_FOR_ALERT = {
 
 TICKET_SECONDS = 3600
 """How long a ticket for resumption is good, at most (RFC 8446, 4.6.1, allows a week)."""
+
+NOTE_AGAIN = datetime.timedelta(hours=1)
+"""The same note on clients that are let in is logged once in so long."""
 
 Clock = Callable[[], datetime.datetime]
 
@@ -108,6 +119,7 @@ class DoorContext:
     _outcome: Outcome | None = attrs.field(init=False, default=None, repr=False)
     _path: Sequence[bytes] = attrs.field(init=False, default=(), repr=False)
     _accepted: AcceptedPaths = attrs.field(init=False, factory=AcceptedPaths, repr=False)
+    _noted: dict[str, datetime.datetime] = attrs.field(init=False, factory=dict, repr=False)
 
     def __attrs_post_init__(self) -> None:
         if not bindings.HAS_VERIFY:
@@ -224,7 +236,7 @@ class DoorContext:
             path = self._accepted.recall(leaf.public_bytes(Encoding.DER)) if leaf else None
             if path is None:
                 return None
-            verdict = judge(Presented(path), self.now(), self.policy)
+            verdict = self._verdict_on(Presented(path))
         except Exception:
             _log.failure("a resumption could not be judged; it becomes a whole handshake")
             return None
@@ -264,7 +276,18 @@ class DoorContext:
             leaf = bindings.store_leaf(store_context)
             finding = Finding(code, depth, bindings.store_current(store_context))
             presented = Presented(() if leaf is None else (leaf,), finding)
-        verdict = judge(presented, self.now(), self.policy)
+        verdict = self._verdict_on(presented)
         if isinstance(verdict, Accepted):
             self._path = presented.path
         return outcome_of(verdict, self.verify)
+
+    def _verdict_on(self, presented: Presented) -> Verdict:
+        now = self.now()
+        verdict = judge(presented, now, self.policy)
+        if isinstance(verdict, Accepted) and verdict.note:
+            # There are as many notes as CRLs that can be late at once, so this stays small.
+            last = self._noted.get(verdict.note)
+            if last is None or not last <= now < last + NOTE_AGAIN:
+                self._noted[verdict.note] = now
+                _log.warn("{note}", note=verdict.note)
+        return verdict

@@ -312,7 +312,11 @@ class DoorProtocol(TLSMemoryBIOProtocol):
 def _what_is_told(verdict: Accepted | Unverified) -> dict[str, Any]:
     """The fields of an :class:`AcceptedClient` that say who it is."""
     if isinstance(verdict, Accepted):
-        return {"client": verdict.identity, "ca": verdict.anchor_sha256}
+        return {
+            "client": verdict.identity,
+            "ca": verdict.anchor_sha256,
+            "detail": verdict.note or None,
+        }
     told: dict[str, Any] = {"client": verdict.identity, "ca": None}
     if verdict.objection is not None:
         told.update(reason=verdict.objection.reason, detail=verdict.objection.detail)

@@ -209,6 +209,17 @@ def spki_sha256(certificate: x509.Certificate) -> str:
     )
 
 
+def which(depth: int, who: Identity) -> str:
+    """
+    A certificate of a path, as a part of a sentence.
+
+    :param depth: where it stands, 0 being the client's own
+    """
+    role = "the client's certificate" if depth == 0 else f"the certificate at depth {depth}"
+    name = who.subject or next(iter(who.san), "")
+    return f"{role} ({name})" if name else role
+
+
 def identity_of_der(der: bytes) -> Identity:
     """
     Whom a DER certificate names.  Never raises: of bytes that are no certificate only the

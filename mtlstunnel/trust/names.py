@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable
 
 from cryptography import x509
 
-NameKey = tuple[frozenset[tuple[str, str | bytes]], ...]
+NameKey = tuple[tuple[tuple[str, str | bytes], ...], ...]
 """What two names have in common if, and only if, they are the same name."""
 
 
@@ -28,7 +28,7 @@ def name_key(name: x509.Name) -> NameKey:
     name is like no other.
     """
     return tuple(
-        frozenset((part.oid.dotted_string, _prepared(part.value)) for part in rdn)
+        tuple(sorted(((part.oid.dotted_string, _prepared(part.value)) for part in rdn), key=repr))
         for rdn in name.rdns
     )
 

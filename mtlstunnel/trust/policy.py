@@ -8,6 +8,8 @@ import attrs
 
 from mtlstunnel.settings import VerdictSettings
 from mtlstunnel.trust.bundle import Bundle, load_bundle
+from mtlstunnel.trust.crl_files import load_crls
+from mtlstunnel.trust.revocation import NOTHING_REVOKED, Revocation
 from mtlstunnel.trust.rules import EVERYONE, AccessRules, access_rules
 
 
@@ -18,10 +20,12 @@ class Policy:
 
     :ivar rules: which of the verified clients come in
     :ivar strict: whether every certificate must keep to the whole of RFC 5280
+    :ivar revocation: which certificates have been revoked
     """
 
     rules: AccessRules = EVERYONE
     strict: bool = False
+    revocation: Revocation = NOTHING_REVOKED
 
 
 EVERY_GOOD_PATH = Policy()
@@ -47,11 +51,16 @@ def load_trust(settings: VerdictSettings, at: datetime.datetime) -> Trust:
 
     :param at: the present, with its time zone
     :raises BundleError: a CA file cannot be used
+    :raises CrlError: a CRL cannot be used
     :raises SettingsError: an access rule cannot be used
     """
     bundle = load_bundle(settings.cas, at)
-    return Trust(
-        bundle=bundle,
-        policy=Policy(rules=access_rules(settings.allow), strict=settings.strict),
-        notes=bundle.warnings,
+    crls = load_crls(settings.crl, bundle.anchors, at)
+    policy = Policy(
+        rules=access_rules(settings.allow),
+        strict=settings.strict,
+        revocation=Revocation(
+            crls=crls.crls, check=settings.crl_check, expired=settings.crl_expired
+        ),
     )
+    return Trust(bundle=bundle, policy=policy, notes=(*bundle.warnings, *crls.notes))

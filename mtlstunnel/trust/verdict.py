@@ -9,7 +9,7 @@ from types import MappingProxyType
 import attrs
 
 from mtlstunnel.trust.chain import path_faults
-from mtlstunnel.trust.identity import Identity, identity_of_der
+from mtlstunnel.trust.identity import Identity, identity_of_der, which
 from mtlstunnel.trust.policy import EVERY_GOOD_PATH, Policy
 from mtlstunnel.trust.reasons import Reason, reason_for_code
 
@@ -49,10 +49,12 @@ class Accepted:
 
     :ivar identity: who it is
     :ivar anchor_sha256: which CA of the bundle vouches
+    :ivar note: what should be seen to, though it keeps nobody out; empty where nothing should
     """
 
     identity: Identity
     anchor_sha256: str
+    note: str = ""
 
 
 @attrs.frozen
@@ -130,12 +132,6 @@ X509_V_FLAG_X509_STRICT looks for.
 """
 
 
-def _which(depth: int, who: Identity) -> str:
-    role = "the client's certificate" if depth == 0 else f"the certificate at depth {depth}"
-    name = who.subject or next(iter(who.san), "")
-    return f"{role} ({name})" if name else role
-
-
 def _objection(presented: Presented, finding: Finding) -> Refused:
     reason = reason_for_code(finding.code)
     leaf = identity_of_der(presented.path[0]) if presented.path else None
@@ -150,7 +146,7 @@ def _objection(presented: Presented, finding: Finding) -> Refused:
         or f"path validation objects to {{it}} with code {finding.code}"
     )
     detail = words.format(
-        it=_which(finding.depth, culprit),
+        it=which(finding.depth, culprit),
         issuer=culprit.issuer or "none",
         not_before=culprit.not_before,
         not_after=culprit.not_after,
@@ -163,7 +159,7 @@ def own_objections(
 ) -> Iterator[Refused]:
     """
     Everything that is against a path which path validation has nothing against: its dates by our
-    own clock, the rules of :mod:`mtlstunnel.trust.chain`, and last the access rules.
+    own clock, the rules of :mod:`mtlstunnel.trust.chain`, the CRLs, and last the access rules.
 
     :param path: DER certificates from the client's own to the anchor
     :param at: the present, with its time zone
@@ -171,7 +167,7 @@ def own_objections(
     people = [identity_of_der(der) for der in path]
     leaf = people[0]
     for depth, who in enumerate(people):
-        it = _which(depth, who)
+        it = which(depth, who)
         if who.not_before is None or who.not_after is None:
             yield Refused(Reason.MALFORMED, f"{it} cannot be read", depth, leaf)
         elif at < who.not_before:
@@ -180,10 +176,12 @@ def own_objections(
         elif at > who.not_after:
             yield Refused(Reason.EXPIRED, f"{it} expired at {who.not_after}", depth, leaf)
     for fault in path_faults(path):
-        it = _which(fault.depth, people[fault.depth])
+        it = which(fault.depth, people[fault.depth])
         yield Refused(fault.reason, f"{it} {fault.words}", fault.depth, leaf)
+    for objection in policy.revocation.standing(path, at).objections:
+        yield Refused(objection.reason, objection.detail, objection.depth, leaf)
     if not policy.rules.allow(path[0]):
-        yield Refused(Reason.NOT_ALLOWED, f"no access rule lets in {_which(0, leaf)}", 0, leaf)
+        yield Refused(Reason.NOT_ALLOWED, f"no access rule lets in {which(0, leaf)}", 0, leaf)
 
 
 def judge(presented: Presented, at: datetime.datetime, policy: Policy = EVERY_GOOD_PATH) -> Verdict:
@@ -204,8 +202,11 @@ def judge(presented: Presented, at: datetime.datetime, policy: Policy = EVERY_GO
         refused = next(own_objections(presented.path, at, policy), None)
         if refused is not None:
             return refused
+        standing = policy.revocation.standing(presented.path, at)
         return Accepted(
-            identity_of_der(presented.path[0]), identity_of_der(presented.path[-1]).sha256
+            identity_of_der(presented.path[0]),
+            identity_of_der(presented.path[-1]).sha256,
+            "; ".join(standing.notes),
         )
     except Exception as error:
         return Refused(Reason.OTHER, f"the verdict failed ({type(error).__name__})")

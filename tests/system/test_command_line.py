@@ -33,6 +33,7 @@ OPTIONS = (
     *("--upstream", "--min-version", "--max-version", "--alert", "--handshake-timeout"),
     *("--connect-timeout", "--half-close-timeout", "--demo", "--state-dir"),
     *("--audit-log", "--admin"),
+    *("--crl", "--crl-check", "--crl-expired"),
 )
 
 
@@ -106,6 +107,11 @@ class MistakesTests(CommandLineTestCase):
                 "a stray word": (hidden("5432"), r"'5432' does not belong to an option"),
                 "value missing": ([*hidden(), "--upstream"], r"upstream.*--help"),
                 "unknown alert": (hidden("--alert", "none"), r"--alert .?none.?: give bad_cert"),
+                "unknown check": (hidden("--crl-check", "all"), r"--crl-check .all.: give leaf or"),
+                "unknown policy": (
+                    hidden("--crl-expired", "never"),
+                    r"--crl-expired .never.: give refuse, warn, or grace=SECONDS",
+                ),
                 "old version": (
                     hidden("--min-version", "1.1"),
                     r"--min-version .?1\.1.?: give 1\.2",
@@ -161,6 +167,14 @@ class MistakesTests(CommandLineTestCase):
                 "key alone": (
                     [*port, *cas, "--key", other],
                     r"--key .*other\.key.? is given without --cert",
+                ),
+                "CRLs not there": (
+                    [*port, *cas, *cert, "--key", self.key, "--crl", "no.crl"],
+                    r"no\.crl: cannot be read: No such file.*; give a PEM or DER file with CRLs",
+                ),
+                "a CA as CRL": (
+                    [*port, *cas, *cert, "--key", self.key, "--crl", self.ca],
+                    r"ca\.pem: certificate \(line 1, CN=Test CA\): a CRL is wanted here; give",
                 ),
                 "CAs not there": ([*port, "--cas", "no.pem"], r"no\.pem: cannot be read: No such"),
                 "cert not there": ([*port, *cas, "--cert", "no.pem"], r"--cert no\.pem: cannot be"),
