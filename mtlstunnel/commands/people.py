@@ -1,4 +1,4 @@
-"""What a person at a command sees of a mistake: finished lines, and status 1."""
+"""What a person at a command sees of a mistake: finished lines, and a status."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from twisted.logger import LoggingFile
 from mtlstunnel.errors import MtlstunnelError, person_lines
 
 
-def fail(error: MtlstunnelError) -> NoReturn:
-    """Tell a person what is wrong and end the process with status 1."""
+def fail(error: MtlstunnelError, status: int = 1) -> NoReturn:
+    """Tell a person what is wrong and end the process with a status."""
     stream = sys.stderr
     if isinstance(stream, LoggingFile) and sys.__stderr__ is not None:
         # twistd has begun to log, and what is written to sys.stderr goes into that.
         stream = sys.__stderr__
     stream.write(person_lines(error))
     stream.flush()
-    raise SystemExit(1)
+    raise SystemExit(status)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import hashlib
 import json
 import os
 import pwd
 import re
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +31,8 @@ from tests.system.harness import (
     TLSClient,
     run,
 )
+
+CONSOLE = "import sys; from mtlstunnel.commands.console import main; sys.exit(main())"
 
 
 class AuditLogTestCase(SystemTestCase):
@@ -97,6 +102,24 @@ class RotationTests(AuditLogTestCase):
         self.assertEqual((names.count("accepted"), names.count("closed")), (visited, visited))
         self.assertEqual(len({event["id"] for event in events}), visited)
         self.assertEqual(tunnel.events, [], "the events are in the file alone")
+        self.assert_summed_up([self.path, *moved], visited)
+
+    def assert_summed_up(self, files: list[Path], visited: int) -> None:
+        """``mtlstunnel audit`` finds all of it, in rotated and packed files, too."""
+        packed = files[-1].with_suffix(".gz")
+        packed.write_bytes(gzip.compress(files[-1].read_bytes()))
+        finished = run(
+            *(sys.executable, "-c", CONSOLE, "audit", "--json", *files[:-1], packed),
+            environment={"PYTHONPATH": str(CHECKOUT)},
+        )
+        self.assertEqual((finished.status, finished.err), (0, ""))
+        data = json.loads(finished.out)
+        self.assertEqual((data["accepted"], data["closed"]), (visited, visited))
+        self.assertEqual((data["unreadable_lines"], data["other_lines"]), (0, 0))
+        (client,) = data["clients"]
+        self.assertEqual(client["client"], "CN=alice")
+        self.assertEqual(client["bytes_out"], visited * len(GREETING))
+        self.assertEqual(data["cas"][0]["sha256"], hashlib.sha256(AUTHORITY.der).hexdigest())
 
     def wait_until(self, found: Callable[[], object]) -> None:
         """Until something is there that is not told."""
