@@ -4,6 +4,8 @@
 # VENV=.venv            where that environment is
 # TESTS=tests.trust     the tests to run
 # TRIAL_FLAGS=-j2       what else trial is told
+# COUNT=1000            how many chains `make fuzz` damages (and ten times as many records)
+# SEED=abc              the damage of an earlier `make fuzz` once more
 # MTLSTUNNEL_SMALL=1    in the environment: only the tests of the smaller set
 
 PYTHON ?= python3
@@ -11,6 +13,8 @@ VENV ?= .venv
 TESTS ?= tests
 TRIAL_FLAGS ?=
 PIP_FLAGS ?=
+COUNT ?= 100000
+SEED ?=
 
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS)
@@ -19,7 +23,7 @@ VERSIONS = $(BIN)/python -c 'import platform; from importlib.metadata import ver
 	*(f"{name} {version(name)}" for name in ("Twisted", "pyOpenSSL", "cryptography")), sep=", ")'
 TRIAL = -m twisted.trial --temp-directory=.build/trial $(TRIAL_FLAGS) $(TESTS)
 
-.PHONY: help demo test coverage lint format docs bench bench-quick clean
+.PHONY: help demo test coverage fuzz lint format docs bench bench-quick clean
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +42,9 @@ coverage: $(VENV)/stamp-test ## the tests, and which lines they ran
 	@mkdir -p .build
 	@$(BIN)/python -m coverage run $(TRIAL)
 	@$(BIN)/python -m coverage report
+
+fuzz: $(VENV)/stamp-test ## damaged certificates and records, by the million: nobody may come in
+	@exec $(BIN)/python -m tests.fuzz --count $(COUNT) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/stamp-lint ## ruff and mypy
 	@echo "== lint: ruff check"

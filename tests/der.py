@@ -97,7 +97,8 @@ def signed(
         if part is not None:
             tbs[at] = part
     whole = sequence(*tbs)
-    return sequence(whole, algorithm, bits(signer.sign(whole, ec.ECDSA(hashes.SHA256()))))
+    proof = signer.sign(whole, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+    return sequence(whole, algorithm, bits(proof))
 
 
 def spki_of(key: object) -> bytes:
