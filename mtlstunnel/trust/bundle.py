@@ -12,7 +12,6 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from mtlstunnel.errors import BundleError
 from mtlstunnel.trust.chain import ca_fault
@@ -195,7 +194,7 @@ def _cannot_be_an_anchor(certificate: x509.Certificate) -> str | None:
             "that may, or make it anew with openssl req -x509 "
             "-addext keyUsage=critical,keyCertSign,cRLSign"
         )
-    fault = ca_fault(certificate.public_bytes(Encoding.DER))
+    fault = ca_fault(certificate)
     return None if fault is None else f"{fault}; ask its issuer for one that is well formed"
 
 

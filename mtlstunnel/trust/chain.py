@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from mtlstunnel.trust import der
 from mtlstunnel.trust.identity import quietly
@@ -69,6 +70,9 @@ class Fault:
     words: str
 
 
+_UNREADABLE = (Reason.MALFORMED, "has a part that cannot be read")
+
+
 @attrs.frozen
 class _Facts:
     """
@@ -108,13 +112,9 @@ def path_faults(path: Sequence[bytes]) -> Iterator[Fault]:
                     yield Fault(Reason.NAME_CONSTRAINTS, depth, words)
 
 
-def ca_fault(certificate: bytes) -> str | None:
-    """
-    What our own rules have against a CA in a bundle; None where nothing.
-
-    :param certificate: DER
-    """
-    fault = _facts_of(certificate).fault
+def ca_fault(certificate: x509.Certificate) -> str | None:
+    """What our own rules have against a CA in a bundle; None where nothing."""
+    fault = _facts(certificate.public_bytes(Encoding.DER), certificate).fault
     return None if fault is None else fault[1]
 
 
@@ -125,12 +125,21 @@ def _facts_of(certificate: bytes) -> _Facts:
 
 @quietly
 def _read(certificate: bytes) -> _Facts:
+    try:
+        return _facts(certificate, x509.load_der_x509_certificate(certificate))
+    except Exception:
+        return _Facts(_UNREADABLE)
+
+
+def _facts(certificate: bytes, parsed: x509.Certificate) -> _Facts:
     fault = leaf_fault = None
     excluded: tuple[bytes, ...] = ()
     names: tuple[bytes, ...] = ()
     try:
-        fault, leaf_fault = _key_faults(certificate)
-        found = list(der.extensions(certificate))
+        fault, leaf_fault = _key_faults(certificate, parsed)
+        # Most have neither, and a bundle may have ten thousand.
+        is_worth_it = _NAME_CONSTRAINTS in certificate or _SUBJECT_ALTERNATIVE_NAME in certificate
+        found = list(der.extensions(certificate)) if is_worth_it else []
         constrained = [value for oid, value in found if oid == _NAME_CONSTRAINTS]
         for value in constrained:
             excluded += tuple(_excluded_names(value))
@@ -146,7 +155,7 @@ def _read(certificate: bytes) -> _Facts:
         fault = fault or (Reason.MALFORMED, f"has malformed name constraints: {error}")
     except Exception:
         # What OpenSSL reads and we do not is not let in.
-        fault = fault or (Reason.MALFORMED, "has a part that cannot be read")
+        fault = fault or _UNREADABLE
     return _Facts(fault, leaf_fault, excluded, names)
 
 
@@ -157,7 +166,7 @@ _remembered = functools.lru_cache(maxsize=1024)(_read)
 
 
 def _key_faults(
-    certificate: bytes,
+    certificate: bytes, parsed: x509.Certificate
 ) -> tuple[tuple[Reason, str] | None, tuple[Reason, str] | None]:
     """What is wrong with the key of a CA, and with that of a client."""
     algorithm, parameters = der.public_key_algorithm(certificate)
@@ -165,7 +174,7 @@ def _key_faults(
         # RFC 5480, 2.1.1; the parameters can be chosen to forge signatures (CVE-2020-0601).
         return (Reason.MALFORMED, "spells out the parameters of its curve"), None
     try:
-        key: Any = x509.load_der_x509_certificate(certificate).public_key()
+        key: Any = parsed.public_key()
     except Exception:
         unknown = (Reason.MALFORMED, "has a key that cannot be read or is of an unknown kind")
         return unknown, None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import random
+import re
 from collections.abc import Sequence
 
 import attrs
@@ -131,7 +133,7 @@ def mutated_certificate(numbers: random.Random, data: bytes, other: bytes) -> by
         if kind == 4:
             # Somebody else signs in the name of its CA.
             return der.signed(x509.load_der_x509_certificate(data), pki.key_for("mallory"))
-    except (ValueError, IndexError, StopIteration):
+    except (ValueError, IndexError, StopIteration, x509.InvalidVersion):
         # It was hurt before, and is no certificate any more.
         pass
     return damaged(numbers, data)
@@ -282,17 +284,30 @@ def _streams(flight: Sequence[Record], is_1_3: bool) -> list[tuple[int, bytes]]:
 # Files ------------------------------------------------------------------------------------------
 
 
-def damaged_file(numbers: random.Random, content: bytes) -> bytes:
-    """A PEM file hurt as text: in its letters or its lines."""
-    kind = numbers.randrange(6)
+_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\n([A-Za-z0-9+/=\n]+)-----END \1-----\n")
+
+
+def damaged_pem(numbers: random.Random, content: bytes) -> bytes:
+    """
+    A PEM file of any kind, hurt in its letters, its lines, or what one of its blocks encodes.
+
+    :param content: a good one, with a newline behind every line
+    """
+    kind = numbers.randrange(8)
     lines = content.splitlines(keepends=True)
     at = numbers.randrange(len(lines))
-    if kind <= 2:
+    if kind <= 1:
         return damaged(numbers, content)
-    if kind == 3:
+    if kind == 2:
         del lines[at]
-    elif kind == 4:
+    elif kind == 3:
         lines.insert(at, numbers.choice(lines))
-    else:
+    elif kind == 4:
         numbers.shuffle(lines)
+    else:
+        block = numbers.choice(list(_BLOCK.finditer(content)))
+        whole = base64.b64decode(block[2])
+        hurt = damaged(numbers, whole) if kind <= 6 else _grafted(numbers, whole, whole)
+        again = pki.pem_of_der(hurt, block[1].decode())
+        return content[: block.start()] + again + content[block.end() :]
     return b"".join(lines)

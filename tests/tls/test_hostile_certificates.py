@@ -20,6 +20,7 @@ from mtlstunnel.tls.context import DoorContext
 from mtlstunnel.tls.door import DoorFactory
 from mtlstunnel.tls.handshake import Handshake, Progress
 from mtlstunnel.trust import verdict as verdicts
+from mtlstunnel.trust.bundle import Anchor, Bundle
 from mtlstunnel.trust.policy import Policy
 from mtlstunnel.trust.reasons import Reason
 from mtlstunnel.trust.rules import access_rules
@@ -30,6 +31,7 @@ from tests.tls.memory import (
     VERSIONS,
     DoorVisit,
     MemoryClient,
+    credentials_of,
     door_context,
     meet,
     shake_hands,
@@ -309,6 +311,20 @@ class WhatItCosts(SynchronousTestCase):
             self.assertIsInstance(handshake.verdict, Refused, name)
             assert isinstance(handshake.verdict, Refused)
             self.assertLess(len(handshake.verdict.detail), 3000, name)
+
+    def test_a_handshake_costs_no_more_with_ten_thousand_cas(self) -> None:
+        root = pki.authority(CA)
+        count = 1000 if SMALL else 10_000
+        others = (root.der.replace(b"Test CA", b"CA%05d" % number) for number in range(count - 1))
+        anchors = [*map(x509.load_der_x509_certificate, others), root.certificate]
+        many = DoorContext(
+            Bundle(tuple(Anchor(one, "", "") for one in anchors)), credentials_of(pki.server())
+        )
+        one = door_context()
+        # In turns, so that what else this machine does is shared by both.
+        pairs = [(self.plain(many), self.plain(one)) for _ in range(7)]
+        ratios = sorted(with_many / with_one for with_many, with_one in pairs)
+        self.assertLess(ratios[3], 2)
 
     def test_two_thousand_certificates_are_refused_before_they_are_taken_in(self) -> None:
         step = der.forged(der.name("a"), der.name("b"))

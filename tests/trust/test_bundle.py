@@ -26,6 +26,7 @@ from twisted.trial import unittest
 from mtlstunnel.errors import BundleError, person_lines
 from mtlstunnel.trust.bundle import Bundle, load_bundle
 from tests import der, pki
+from tests.fuzz.mutate import damaged
 
 SMALL = bool(os.environ.get("MTLSTUNNEL_SMALL"))
 
@@ -732,30 +733,7 @@ def ten_thousand() -> bytes:
 def mutations(bases: list[bytes], seed: int, count: int) -> list[bytes]:
     """Deterministic damage: bits, bytes, cuts, insertions, and tags that mean something."""
     numbers = random.Random(seed)
-    tags = (0, 1, 2, 3, 5, 6, 0x30, 0x31, 0x0C, 0x13, 0x17, 0x18, 0xA0, 0xA3, 0x82, 0x80, 0xFF)
-
-    def damage(data: bytearray) -> None:
-        at = numbers.randrange(len(data))
-        kind = numbers.randrange(5)
-        if kind == 0:
-            data[at] ^= 1 << numbers.randrange(8)
-        elif kind == 1:
-            data[at] = numbers.randrange(256)
-        elif kind == 2:
-            del data[at : at + numbers.randrange(1, 5)]
-        elif kind == 3:
-            data[at:at] = numbers.randbytes(numbers.randrange(1, 5))
-        else:
-            data[at] = numbers.choice(tags)
-
-    found = []
-    for _ in range(count):
-        data = bytearray(numbers.choice(bases))
-        for _ in range(numbers.choice((1, 1, 1, 2, 3, 8))):
-            if data:
-                damage(data)
-        found.append(bytes(data))
-    return found
+    return [damaged(numbers, numbers.choice(bases)) for _ in range(count)]
 
 
 @functools.cache

@@ -123,7 +123,7 @@ class MalformedNameConstraints(SynchronousTestCase):
 
     def fault(self, raw: bytes) -> str | None:
         ca = ca_with(raw)
-        told = ca_fault(ca.der)
+        told = ca_fault(ca.certificate)
         found = faults(ca.issue("x"), ca)
         self.assertEqual([one.words for one in found], [] if told is None else [told])
         for one in found:
