@@ -55,6 +55,7 @@ def door_factory(
     crl: Iterable[Path | str] = (),
     crl_check: CrlCheck = CrlCheck.LEAF,
     crl_expired: CrlExpired = REFUSE_EXPIRED,
+    strict: bool = False,
     handshake_timeout: float = 10.0,
     events: EventSink | None = None,
 ) -> DoorFactory:
@@ -72,6 +73,7 @@ def door_factory(
     :param crl: PEM and DER files and directories with CRLs of the CAs
     :param crl_check: for which certificates of a path a CRL is asked for
     :param crl_expired: what becomes of clients whose CRL is past its nextUpdate
+    :param strict: whether certificates must keep to the whole of RFC 5280
     :param handshake_timeout: seconds from the accepted connection to the verdict
     :param events: gets every verdict; the application's log, as JSON lines, where None
     :raises MtlstunnelError: a bundle, certificate, key, rule or CRL cannot be used
@@ -84,6 +86,7 @@ def door_factory(
             crl=tuple(Path(one) for one in crl),
             crl_check=crl_check,
             crl_expired=crl_expired,
+            strict=strict,
         ),
         now,
     )

@@ -6,6 +6,8 @@ import socket
 import sys
 import threading
 
+from cryptography import x509
+
 from tests import pki
 from tests.system.harness import (
     AUTHORITY,
@@ -167,6 +169,25 @@ class AccessRulesTests(OptionsTestCase):
         for event in (tunnel.wait_for("refused", 1), tunnel.wait_for("refused", 2)):
             self.assertEqual((event["reason"], event["depth"]), ("not_allowed", 0))
         self.assertEqual(self.accepts_in_the_end(tunnel, upstream), 2)
+
+
+class StrictTests(OptionsTestCase):
+    """--strict."""
+
+    def test_what_does_not_keep_to_the_rfc_stays_out_and_the_event_says_why(self) -> None:
+        upstream = self.serve()
+        book = pki.Authority("By the book", key_usage=pki.key_usage(pki.KEY_CERT_SIGN))
+        tunnel = self.door(upstream, "--strict", cas=[book.write(self.directory, "book")])
+        identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(book.key.public_key())
+        leaf = book.issue("alice", extensions=[(identifier, False)])
+        self.good = leaf.write(self.directory, "alice")
+        self.assertEqual(self.greeting(tunnel.address), GREETING)
+        client = self.client(tunnel, book.issue("bob").write(self.directory, "bob"))
+        self.assertEqual((client.receive_all(), client.alerts), (b"", [42]))
+        event = tunnel.wait_for("refused")
+        self.assertEqual((event["reason"], event["depth"]), ("malformed", 0))
+        self.assertIn("has no authority key identifier", event["detail"])
+        self.assertEqual(self.accepts_in_the_end(tunnel, upstream), 1)
 
 
 class VersionsTests(OptionsTestCase):

@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from twisted.trial.unittest import SynchronousTestCase
 
-from mtlstunnel.settings import AlertPolicy, AllowedNames, TLSVersion
+from mtlstunnel.settings import AlertPolicy, AllowedNames, TLSVersion, VerifyStrategy
 from mtlstunnel.tls import bindings
 from mtlstunnel.tls.context import DoorContext
 from mtlstunnel.tls.handshake import Handshake, Progress
@@ -158,6 +158,16 @@ class TheSameAsForReal(SynchronousTestCase):
             self.assertEqual(
                 rehearse(strict, chain_of(leaf)), rehearse(usual, chain_of(leaf)), name
             )
+
+    def test_a_door_that_lets_in_the_unverified_is_asked_for_the_verdict_all_the_same(self) -> None:
+        usual = door_context()
+        for strategy in VerifyStrategy:
+            door = door_context(verify=strategy, resumption=True)
+            for leaf in (pki.client(), pki.expired(), pki.foreign_client()):
+                self.assertEqual(rehearse(door, [leaf.der]), rehearse(usual, [leaf.der]))
+                self.assertEqual(
+                    all_objections(door, [leaf.der]), all_objections(usual, [leaf.der])
+                )
 
     def test_a_client_without_a_certificate(self) -> None:
         told = rehearse(door_context(), [])
