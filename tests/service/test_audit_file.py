@@ -440,6 +440,8 @@ class FullTests(AuditFileTestCase):
             for _ in range(30):
                 self.write(file, line)
             size = self.path.stat().st_size
+            # The same file: the half line is finished there, not begun anew.
+            file.reopen()
             lift()
             self.write(file, "after")
         self.assertEqual(size, start + room)

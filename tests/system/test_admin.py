@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import os
 import socket
 import threading
 
@@ -87,6 +88,8 @@ class AdminTests(SystemTestCase):
         self.assertEqual(status["listeners"], [f"127.0.0.1:{tunnel.port}"])
 
     def test_lost_lines_of_the_audit_log_are_counted(self) -> None:
+        if not os.path.exists("/dev/full"):
+            self.give_up("this system has no /dev/full")
         tunnel = self.door(self.serve(), "--admin", "127.0.0.1:0", "--audit-log", "/dev/full")
         socket.create_connection(tunnel.address, PATIENCE).close()
         tunnel.wait_for_log("cannot be written: No space left on device")
