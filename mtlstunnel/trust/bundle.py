@@ -72,75 +72,100 @@ class Bundle:
     warnings: tuple[str, ...] = ()
 
 
-@attrs.frozen
-class _Found:
-    """A certificate that may be an anchor, as it was found in a file."""
+@attrs.frozen(kw_only=True)
+class Entry:
+    """
+    One thing in the files, meant to be an anchor.
 
-    certificate: x509.Certificate
-    where: str
+    :ivar file: its name, safe to show
+    :ivar number: the how manyth certificate of its file; None for what is none
+    :ivar line: where it begins; None where it is about the whole file
+    :ivar certificate: None where none can be read
+    :ivar fault: why it cannot be an anchor, and what to do; None where it can
+    """
+
+    file: str
+    number: int | None = None
+    line: int | None = None
+    certificate: x509.Certificate | None = None
+    fault: str | None = None
+
+    @property
+    def where(self) -> str:
+        """File, number and line, open for more to be said behind the line."""
+        if self.number is None:
+            return self.file
+        return f"{self.file}: certificate {self.number} (line {self.line}"
 
     @property
     def title(self) -> str:
-        return f"{self.where}, {display_name(self.certificate)})"
+        """Where it stands and what it is called, for the beginning of a line."""
+        if self.certificate is not None:
+            return f"{self.where}, {display_name(self.certificate)})"
+        return self.file if self.number is None else f"{self.where})"
 
 
-def _file_without_certificate(path: Path, data: bytes) -> str:
-    shown = shown_path(path)
+def _without_certificate(path: Path, data: bytes) -> str:
     if not data.strip():
-        return f"{shown}: the file is empty; put the CAs there as PEM"
+        return "the file is empty; put the CAs there as PEM"
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return f"{shown}: is UTF-16, not PEM; save it as plain ASCII or UTF-8"
+        return "is UTF-16, not PEM; save it as plain ASCII or UTF-8"
     try:
         x509.load_der_x509_certificate(data)
     except Exception:
-        return f"{shown}: no certificate in it; give the CAs as PEM (-----BEGIN CERTIFICATE-----)"
+        return "no certificate in it; give the CAs as PEM (-----BEGIN CERTIFICATE-----)"
     return (
-        f"{shown}: is DER, not PEM; convert it with: "
+        "is DER, not PEM; convert it with: "
         f"openssl x509 -inform der -in {quoted_path(path)} -out ca.pem"
     )
 
 
-def _parse(path: Path, data: bytes) -> Iterator[_Found | str]:
-    """What may be an anchor, and a finished line for everything that may not."""
+def _parse(path: Path, data: bytes) -> Iterator[Entry]:
+    file = shown_path(path)
     number = 0
     is_told = False
     for block in blocks(data):
         if block.is_private_key:
             is_told = True
-            yield (
-                f"{shown_path(path)}: a private key in line {block.line}; a CA file is not secret: "
+            fault = (
+                f"a private key in line {block.line}; a CA file is not secret: "
                 "take the key out of it, and replace the CA if others could read this file"
             )
+            yield Entry(file=file, line=block.line, fault=fault)
         elif block.label in _PKCS7_LABELS:
             is_told = True
-            yield (
-                f"{shown_path(path)}: PKCS #7 in line {block.line}; write its certificates plainly "
+            fault = (
+                f"PKCS #7 in line {block.line}; write its certificates plainly "
                 "with: openssl pkcs7 -print_certs -in FILE -out ca.pem"
             )
+            yield Entry(file=file, line=block.line, fault=fault)
         elif block.label in CERTIFICATE_LABELS:
             number += 1
-            yield _candidate(f"{shown_path(path)}: certificate {number} (line {block.line}", block)
+            certificate, wrong = _candidate(block)
+            yield Entry(
+                file=file, number=number, line=block.line, certificate=certificate, fault=wrong
+            )
     if number == 0 and not is_told:
-        yield _file_without_certificate(path, data)
+        yield Entry(file=file, fault=_without_certificate(path, data))
 
 
-def _candidate(where: str, block: Block) -> _Found | str:
+def _candidate(block: Block) -> tuple[x509.Certificate | None, str | None]:
+    """The certificate in a block, and what forbids it to be an anchor."""
     if block.fault:
-        return f"{where}): {block.fault}; paste the whole certificate again"
+        return None, f"{block.fault}; paste the whole certificate again"
     if block.label == b"TRUSTED CERTIFICATE":
-        return (
-            f"{where}): is in OpenSSL's own TRUSTED form; write it plainly with: "
+        return None, (
+            "is in OpenSSL's own TRUSTED form; write it plainly with: "
             "openssl x509 -in FILE -out ca.pem"
         )
     try:
-        found = _Found(block.certificate(), where)
+        found = block.certificate()
     except ValueError as error:
-        return (
-            f"{where}): is not a certificate that can be read ({error}); "
+        return None, (
+            f"is not a certificate that can be read ({error}); "
             "take the block out or paste the certificate again"
         )
-    fault = _unreadable_part(found.certificate) or _cannot_be_an_anchor(found.certificate)
-    return found if fault is None else f"{found.title}: {fault}"
+    return found, _unreadable_part(found) or _cannot_be_an_anchor(found)
 
 
 def _unreadable_part(certificate: x509.Certificate) -> str | None:
@@ -216,24 +241,38 @@ def _weakness(certificate: x509.Certificate) -> str | None:
     return None
 
 
-def _warnings(found: _Found, at: datetime.datetime) -> Iterator[str]:
-    since = found.certificate.not_valid_before_utc
-    until = found.certificate.not_valid_after_utc
+def warnings_about(certificate: x509.Certificate, at: datetime.datetime) -> Iterator[str]:
+    """What works with this CA but will not for long, and what to do, without its name in front."""
+    since = certificate.not_valid_before_utc
+    until = certificate.not_valid_after_utc
     if until < at:
-        yield (
-            f"{found.title}: expired on {until:%Y-%m-%d}, so its clients are refused; "
-            "renew or remove it"
-        )
+        yield f"expired on {until:%Y-%m-%d}, so its clients are refused; renew or remove it"
     elif since > at:
         yield (
-            f"{found.title}: is not valid before {since:%Y-%m-%d}, so its clients are refused "
+            f"is not valid before {since:%Y-%m-%d}, so its clients are refused "
             "until then; check the clock"
         )
     elif until - at < EXPIRES_SOON:
-        yield f"{found.title}: expires on {until:%Y-%m-%d}; renew it before that"
-    weakness = _weakness(found.certificate)
+        yield f"expires on {until:%Y-%m-%d}; renew it before that"
+    weakness = _weakness(certificate)
     if weakness is not None:
-        yield f"{found.title}: {weakness}; replace it"
+        yield f"{weakness}; replace it"
+
+
+@quietly
+def read_entries(paths: Iterable[Path]) -> tuple[Entry, ...]:
+    """
+    Everything in the files and directories, good or not, in their order.  Never raises for what is
+    in a file.
+    """
+    found: list[Entry] = []
+    for file in read_files(paths, _WANTED):
+        if isinstance(file, str):
+            name, _, said = file.partition(": ")
+            found.append(Entry(file=name, fault=said))
+        else:
+            found.extend(_parse(*file))
+    return tuple(found)
 
 
 @quietly
@@ -245,40 +284,33 @@ def load_bundle(paths: Iterable[Path], at: datetime.datetime) -> Bundle:
     :raises BundleError: a file or a part of it cannot be an anchor; every problem is in it, and
         nothing is left out silently, because a CA that is missing locks its clients out
     """
-    problems: list[str] = []
-    found: list[_Found] = []
-    for file in read_files(paths, _WANTED):
-        if isinstance(file, str):
-            problems.append(file)
-            continue
-        for one in _parse(*file):
-            if isinstance(one, str):
-                problems.append(one)
-            else:
-                found.append(one)
+    entries = read_entries(paths)
+    problems = [f"{one.title}: {one.fault}" for one in entries if one.fault is not None]
     if problems:
         raise BundleError(problems)
-    return _bundle_of(found, at)
+    return _bundle_of(entries, at)
 
 
-def _bundle_of(found: Sequence[_Found], at: datetime.datetime) -> Bundle:
-    if not found:
+def _bundle_of(entries: Sequence[Entry], at: datetime.datetime) -> Bundle:
+    if not entries:
         raise BundleError(
             ["no CA is given; name a PEM file with the CAs whose clients may come in"]
         )
     anchors: dict[str, Anchor] = {}
     warnings: list[str] = []
-    for one in found:
-        digest = one.certificate.fingerprint(hashes.SHA256()).hex()
+    for one in entries:
+        certificate = one.certificate
+        assert certificate is not None
+        digest = certificate.fingerprint(hashes.SHA256()).hex()
         if digest in anchors:
             warnings.append(
                 f"{one.title}: is the same as {anchors[digest].where}); kept once, remove one"
             )
             continue
-        anchors[digest] = Anchor(one.certificate, one.where, digest)
-        warnings.extend(_warnings(one, at))
+        anchors[digest] = Anchor(certificate, one.where, digest)
+        warnings.extend(f"{one.title}: {said}" for said in warnings_about(certificate, at))
     if all(anchor.certificate.not_valid_after_utc < at for anchor in anchors.values()):
         raise BundleError(
-            [f"{found[0].title}: every CA has expired, so no client could come in; renew them"]
+            [f"{entries[0].title}: every CA has expired, so no client could come in; renew them"]
         )
     return Bundle(tuple(anchors.values()), tuple(warnings))
