@@ -45,6 +45,10 @@ class ServerCertificateError(MtlstunnelError):
     """The certificate or key that the server would show cannot be used."""
 
 
+class ClientFileError(MtlstunnelError):
+    """A file with a client's certificate or key cannot be read, so nothing can be said of it."""
+
+
 class ListenError(MtlstunnelError):
     """A listening address cannot be had."""
 
