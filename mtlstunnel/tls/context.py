@@ -102,6 +102,7 @@ class DoorContext:
     It is never changed once a connection was made of it: a new bundle is a new context.
 
     :ivar generation: which set of anchors this is, counted from 1
+    :ivar as_of: judge as of then, with its time zone, instead of now
     """
 
     bundle: Bundle
@@ -114,6 +115,7 @@ class DoorContext:
     resumption: bool = False
     generation: int = 1
     now: Clock = utc_now
+    as_of: datetime.datetime | None = None
     _context: SSL.Context = attrs.field(init=False, repr=False)
     _kept_alive: object = attrs.field(init=False, repr=False)
     _outcome: Outcome | None = attrs.field(init=False, default=None, repr=False)
@@ -157,6 +159,10 @@ class DoorContext:
         store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
         if self.policy.strict:
             store.set_flags(crypto.X509StoreFlags.X509_STRICT)
+        if self.as_of is not None:
+            moment = self.as_of.astimezone(datetime.timezone.utc)
+            store.set_time(moment)
+            self.now = lambda: moment
         problems = []
         for anchor in self.bundle.anchors:
             try:
