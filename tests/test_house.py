@@ -24,7 +24,7 @@ ORDER = (
     ("service",),
     ("reverse",),
     ("commands",),
-    ("testing",),
+    ("testing", "__main__"),
 )
 """Each may import from those before it, and the rooms of one row from each other."""
 

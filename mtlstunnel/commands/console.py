@@ -13,6 +13,7 @@ from mtlstunnel.errors import SettingsError
 COMMANDS = MappingProxyType(
     {
         "audit": "what the audit log says: who came in, who was refused and why, what expires soon",
+        "check": "would this client be let in, and if not, why not and what to do; looks over CAs",
     }
 )
 """Each is a module here with a ``main`` that takes the arguments and gives the exit status."""

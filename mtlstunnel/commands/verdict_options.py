@@ -19,9 +19,11 @@ class VerdictOptions(usage.Options):
     The trust anchors, the access rules and what else the verdict depends on.
 
     :cvar command: how a person calls it, for the hint to its help
+    :cvar mistake: the exit status where it is called wrongly
     """
 
     command = "mtlstunnel"
+    mistake = 1
     optParameters: list[list[Any]] = [
         ["allow-file", None, None, "TOML file with more of the --allow rules"],
         ["crl-check", None, "leaf", "whose revocation is looked for: leaf or chain"],
@@ -94,9 +96,9 @@ class VerdictOptions(usage.Options):
             super().parseOptions(options)
         except usage.UsageError as error:
             said = " ".join(str(error).split()).rstrip(".")
-            fail(SettingsError(f"{said}; see {self.command} --help"))
+            fail(SettingsError(f"{said}; see {self.command} --help"), self.mistake)
         except MtlstunnelError as error:
-            fail(error)
+            fail(error, self.mistake)
 
     def path(self, name: str) -> Path | None:
         """The file or directory that an option names."""

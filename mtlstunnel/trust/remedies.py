@@ -26,6 +26,12 @@ from mtlstunnel.trust.steps import (
     request,
 )
 
+_PUBLISH_A_CRL = (
+    "touch index.txt",
+    "printf '[ca]\\ndefault_ca=own\\n[own]\\ndatabase=index.txt\\ndefault_md=sha256\\n' > ca.cnf",
+    "openssl ca -config ca.cnf -gencrl -keyfile ca.key -cert ca.pem -crldays 30 -out ca.crl",
+)
+
 
 def remedies(objection: Objection, case: Case) -> tuple[Step, ...]:
     """What to do about one objection, the likeliest cure first."""
@@ -247,8 +253,9 @@ def _crl_missing(objection: Objection, case: Case) -> tuple[Step, ...]:
         ),
         Step(
             Who.CA,
-            "Publish a CRL, even one that revokes nothing. It must be signed by the CA's own key.",
-            ("openssl ca -gencrl -keyfile ca.key -cert ca.pem -out ca.crl",),
+            "Publish a CRL, even one that revokes nothing, by the index that the CA keeps (here "
+            "index.txt).",
+            _PUBLISH_A_CRL,
         ),
     )
 
@@ -264,7 +271,7 @@ def _crl_expired(objection: Objection, case: Case) -> tuple[Step, ...]:
         Step(
             Who.CA,
             "If there is no newer one, publish it.",
-            ("openssl ca -gencrl -keyfile ca.key -cert ca.pem -out ca.crl",),
+            _PUBLISH_A_CRL,
         ),
     )
 

@@ -1,0 +1,7 @@
+"""``python -m mtlstunnel``: the same as the console command."""
+
+import sys
+
+from mtlstunnel.commands.console import main
+
+sys.exit(main())

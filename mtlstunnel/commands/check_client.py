@@ -1,0 +1,229 @@
+"""What ``mtlstunnel check`` finds out about a client: its files read, and judged by the server."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+from mtlstunnel.errors import ClientFileError
+from mtlstunnel.service.pki import make_ca, make_server
+from mtlstunnel.settings import AlertPolicy
+from mtlstunnel.tls.context import DoorContext
+from mtlstunnel.tls.credentials import Credentials
+from mtlstunnel.tls.rehearsal import all_objections, rehearse
+from mtlstunnel.trust.client_chain import ClientChain, arrange
+from mtlstunnel.trust.client_file import AskPassword, Held, read_client_file
+from mtlstunnel.trust.explanation import Break, Objection, find_break, objections
+from mtlstunnel.trust.identity import Identity, identity_of_der, quietly
+from mtlstunnel.trust.nearest import der_of, place
+from mtlstunnel.trust.pem import quoted_path, shown_path
+from mtlstunnel.trust.policy import Trust
+from mtlstunnel.trust.reasons import Alert, Reason
+from mtlstunnel.trust.remedies import remedies
+from mtlstunnel.trust.steps import Case, Step
+from mtlstunnel.trust.verdict import Accepted, Verdict
+
+
+@attrs.frozen
+class Link:
+    """
+    One certificate of the path that was built, and the file it comes from.
+
+    :ivar is_anchor: whether it is a CA of the bundle
+    """
+
+    held: Held
+    is_anchor: bool
+
+    @property
+    def identity(self) -> Identity:
+        """Whom it names."""
+        return identity_of_der(self.held.der)
+
+
+@attrs.frozen(kw_only=True)
+class Examination:
+    """
+    Everything there is to say of a client.
+
+    :ivar objections: each cause once, the server's own first; none where it is let in
+    :ivar alert: what a refused client sees
+    :ivar specific_alert: what it sees with ``--alert specific``
+    :ivar path: from the client's own certificate, as far as a path was built
+    :ivar broken: where the chain does not hold
+    :ivar cures: what to do, for each objection
+    :ivar to_pem: the command that makes PEM of the client's file; empty where it is PEM
+    """
+
+    at: datetime.datetime
+    chain: ClientChain
+    objections: tuple[Objection, ...]
+    alert: int | None
+    specific_alert: int | None
+    path: tuple[Link, ...]
+    broken: Break | None
+    cures: tuple[tuple[Step, ...], ...]
+    notes: tuple[str, ...]
+    to_pem: str
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether a server with these settings lets the client in."""
+        return not self.objections
+
+
+def _read(path: Path, what: str) -> tuple[bytes, str]:
+    shown = shown_path(path)
+    try:
+        return path.read_bytes(), shown
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise ClientFileError(f"{shown}: cannot be read: {said}; give {what}") from None
+
+
+@attrs.frozen
+class ClientRead:
+    """
+    What a client with these files sends.
+
+    :ivar client: its file of certificates as a part of a command
+    :ivar key: the file of its key, the same
+    :ivar notes: how the files were read
+    :ivar to_pem: the command that makes PEM of the client's file; empty where it is PEM
+    """
+
+    chain: ClientChain
+    client: str
+    key: str
+    notes: tuple[str, ...]
+    to_pem: str = ""
+
+
+@quietly
+def read_client(client: Path, key: Path | None, ask: AskPassword) -> ClientRead:
+    """
+    Read a client's files.
+
+    :raises ClientFileError: there is no certificate in it, or a part cannot be read
+    """
+    data, shown = _read(client, "a file with the client's certificate")
+    found = read_client_file(shown, data, ask)
+    if not found.certificates:
+        said = found.notes[0] if found.notes and not found.keys else None
+        raise ClientFileError(
+            said
+            or f"{shown}: there is a private key in it, but no certificate; give the certificate "
+            "that belongs to it"
+        )
+    keys, notes = list(found.keys), list(found.notes)
+    if key is not None:
+        data, shown = _read(key, "the file with the client's private key")
+        given = read_client_file(shown, data, ask)
+        if given.certificates and not given.keys:
+            raise ClientFileError(
+                f"--key {shown}: there is no private key in it; give the client's"
+            )
+        keys = [*given.keys, *keys]
+        notes += given.notes
+    chain = arrange(found.certificates, keys)
+    notes += chain.notes
+    to_pem = found.to_pem.replace("FILE", quoted_path(client))
+    own_file = "client.pem" if to_pem else quoted_path(client)
+    if key is not None:
+        key_file = quoted_path(key)
+    else:
+        key_file = own_file if found.keys else "client.key"
+    return ClientRead(chain, own_file, key_file, tuple(notes), to_pem)
+
+
+def server_context(trust: Trust, at: datetime.datetime) -> DoorContext:
+    """
+    What a server with this trust has its connections judged by.
+
+    :raises BundleError: OpenSSL does not take a CA
+    """
+    own = make_server(make_ca("nobody", at), at)
+    return DoorContext(
+        bundle=trust.bundle,
+        policy=trust.policy,
+        credentials=Credentials((own.certificate,), own.key),
+        as_of=at,
+    )
+
+
+@quietly
+def examine(trust: Trust, read: ClientRead, at: datetime.datetime, cas: Path) -> Examination:
+    """
+    Let the server's own code judge, and explain what it says.
+
+    :param cas: the bundle's file, for the commands to paste
+    :raises BundleError: OpenSSL does not take a CA
+    """
+    chain = read.chain
+    context = server_context(trust, at)
+    sent = [one.der for one in chain.sent]
+    said = rehearse(context, sent)
+    specific = rehearse(attrs.evolve(context, alert=AlertPolicy.SPECIFIC), sent)
+    every = all_objections(context, sent)
+    path = every.path or tuple(sent[:1])
+    verdict = said.verdict
+    against = (
+        ()
+        if isinstance(verdict, Accepted)
+        else objections(verdict, every.findings, path, at, trust.policy)
+    )
+    proof = _without_proof(chain)
+    lacks_proof = proof is not None and not against
+    if proof is not None:
+        against = (*against, proof)
+    broken = find_break(against, path, chain.sent, trust.bundle.anchors, at)
+    case = Case(
+        own=chain.own.der,
+        path=path,
+        broken=broken,
+        strict=trust.policy.strict,
+        client=read.client,
+        key=read.key,
+        cas=quoted_path(cas),
+    )
+    places = {der_of(one.certificate): place(one) for one in trust.bundle.anchors}
+    return Examination(
+        at=at,
+        chain=chain,
+        objections=against,
+        alert=Alert.DECRYPT_ERROR if lacks_proof else said.alert,
+        specific_alert=Alert.DECRYPT_ERROR if lacks_proof else specific.alert,
+        path=tuple(_links(path, chain, places)),
+        broken=broken,
+        cures=tuple(remedies(one, case) for one in against),
+        notes=(*read.notes, *trust.notes, *_note_of(verdict)),
+        to_pem=read.to_pem,
+    )
+
+
+def _note_of(verdict: Verdict) -> tuple[str, ...]:
+    return (verdict.note,) if isinstance(verdict, Accepted) and verdict.note else ()
+
+
+def _without_proof(chain: ClientChain) -> Objection | None:
+    """A client with another certificate's key cannot prove that it holds this one's."""
+    strange = chain.strange_key
+    if strange is None:
+        return None
+    detail = (
+        f"the private key in {strange.where} does not belong to the client's certificate "
+        f"({chain.own.title}), so the client cannot prove that the certificate is its own"
+    )
+    return Objection(Reason.BAD_SIGNATURE, detail, 0)
+
+
+def _links(
+    path: Sequence[bytes], chain: ClientChain, places: Mapping[bytes, str]
+) -> Iterator[Link]:
+    sent = {one.der: one.where for one in reversed(chain.sent)}
+    for der in path:
+        where = places.get(der) or sent.get(der, "unknown")
+        yield Link(Held(der, where), der in places)
