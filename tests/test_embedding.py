@@ -33,7 +33,8 @@ from mtlstunnel import (
     identity_of,
 )
 from mtlstunnel.errors import ListenError, SettingsError
-from mtlstunnel.events import Event
+from mtlstunnel.events import Event, RefusedClient
+from mtlstunnel.trust.reasons import Reason
 from tests import crls, pki
 from tests.relay.sockets import Peer, Steps, lanes_in_reactor, until
 from tests.relay.test_tunnel import TLSPeer
@@ -159,6 +160,24 @@ class TheFactory(Files):
         self.assertEqual((silent.received, silent.end), (b"", "fin"))
         silent.close()
         self.assertEqual(self.names, ["refused", "refused", "probe"])
+
+    @inlineCallbacks
+    def test_strictness_is_heard(self) -> Steps:
+        # The CA has no keyUsage, which RFC 5280, 4.2.1.3, wants it to have.
+        address = self.listen(Factory.forProtocol(Greeter), strict=True)
+        received, alert = yield self.ask(address, pki.client("bob", CA))
+        self.assertEqual((received, alert), (b"", 42))
+        (event,) = self.events
+        assert isinstance(event, RefusedClient)
+        self.assertIs(event.reason, Reason.MALFORMED)
+
+    @inlineCallbacks
+    def test_resumption_is_heard(self) -> Steps:
+        for wanted in (False, True):
+            address = self.listen(Factory.forProtocol(Greeter), resumption=wanted)
+            received, _ = yield self.ask(address, pki.client("bob", CA))
+            self.assertEqual(received, b"hello CN=bob")
+            self.assertEqual(self.factory.context.resumption, wanted)
 
     def test_a_mistake_is_known_before_anything_listens(self) -> None:
         wrapped = Factory.forProtocol(Greeter)
