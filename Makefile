@@ -23,7 +23,7 @@ VERSIONS = $(BIN)/python -c 'import platform; from importlib.metadata import ver
 	*(f"{name} {version(name)}" for name in ("Twisted", "pyOpenSSL", "cryptography")), sep=", ")'
 TRIAL = -m twisted.trial --temp-directory=.build/trial $(TRIAL_FLAGS) $(TESTS)
 
-.PHONY: help demo test coverage fuzz lint format docs bench bench-quick clean
+.PHONY: help demo test coverage fuzz lint format refused docs bench bench-quick clean
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -58,6 +58,10 @@ format: $(VENV)/stamp-lint ## the form that `make lint` asks for
 	@echo "== format"
 	@$(BIN)/ruff check --quiet --fix-only .
 	@$(BIN)/ruff format .
+
+refused: $(VENV)/stamp-test ## write the output in docs/refused.md anew
+	@echo "== refused: docs/refused.md"
+	@$(BIN)/python -m tests.pages.refused
 
 docs: $(VENV)/stamp-docs ## the pages, in build/docs
 	@echo "== docs: build/docs/index.html"
