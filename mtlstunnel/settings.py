@@ -97,6 +97,20 @@ REFUSE_EXPIRED = CrlExpired()
 """A CRL counts until its nextUpdate and no longer."""
 
 
+class ProxyProtocol(enum.Enum):
+    """How the upstream is told who a client is; each v2 says all that the one before it does."""
+
+    OFF = "off"
+    V1 = "v1"
+    """The client's address, as a line of text."""
+    V2 = "v2"
+    """Binary, with the server name it asked for and the id of the connection."""
+    V2_TLS = "v2-tls"
+    """What was negotiated, and the client's common name."""
+    V2_CERT = "v2-cert"
+    """The client's certificate."""
+
+
 @attrs.frozen
 class Address:
     """
@@ -375,6 +389,7 @@ class TunnelSettings(VerdictSettings):
     :ivar verify: what is asked of clients
     :ivar resumption: whether a client may shorten its next handshake, and is judged again then
     :ivar admin: where health and metrics are served; None for nowhere
+    :ivar proxy_protocol: how the upstream is told who a client is
     """
 
     listen: tuple[Place, ...] = attrs.field(
@@ -395,6 +410,7 @@ class TunnelSettings(VerdictSettings):
     verify: VerifyStrategy = attrs.field(default=VerifyStrategy.REQUIRE_AND_VERIFY)
     resumption: bool = False
     admin: Place | None = None
+    proxy_protocol: ProxyProtocol = ProxyProtocol.OFF
 
     @key.validator
     def _key_has_a_cert(self, _attribute: Attribute[Path | None], value: Path | None) -> None:

@@ -28,6 +28,7 @@ from mtlstunnel.settings import (
     SERVER_PREFIXES,
     Address,
     AlertPolicy,
+    ProxyProtocol,
     TimeLimits,
     TLSVersion,
     TunnelSettings,
@@ -66,6 +67,7 @@ class Options(VerdictOptions):
         ["alert", None, "bad_certificate", "answer to a refused certificate, or: specific"],
         ["admin", None, None, "port, HOST:PORT or endpoint for health and metrics [default: none]"],
         ["audit-log", None, None, "file for the events, or - [default: standard error]"],
+        ["proxy-protocol", None, "off", "tell the upstream who it is: v1, v2, v2-tls or v2-cert"],
         ["handshake-timeout", None, "10", "seconds to the verdict"],
         ["connect-timeout", None, "10", "seconds to reach the upstream"],
         ["half-close-timeout", None, "60", "seconds without a byte after one side has ended"],
@@ -117,6 +119,7 @@ class Options(VerdictOptions):
             "alert": choice("--alert", AlertPolicy, self["alert"]),
             "verify": choice("--verify", VerifyStrategy, self["verify"]),
             "resumption": bool(self["resumption"]),
+            "proxy_protocol": choice("--proxy-protocol", ProxyProtocol, self["proxy-protocol"]),
             "limits": TimeLimits(
                 handshake=seconds("--handshake-timeout", self["handshake-timeout"]),
                 connect=seconds("--connect-timeout", self["connect-timeout"]),

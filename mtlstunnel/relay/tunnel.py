@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from mtlstunnel.events import Closed, EventSink
+from mtlstunnel.relay.introduction import Introducer
 from mtlstunnel.relay.lanes import make_lane
 from mtlstunnel.relay.pump import PumpSide
 from mtlstunnel.relay.session import (
@@ -95,6 +96,7 @@ class Tunnel(Protocol):
     _upstream_protocol: UpstreamProtocol | None = None
     _attempt: Attempt | None = None
     _timer: IDelayedCall | None = None
+    _header = b""
     _moved = 0
     _connected_after: float | None = None
 
@@ -165,6 +167,17 @@ class Tunnel(Protocol):
         return cast("PumpSide", self._client if side is Side.CLIENT else self._upstream)
 
     def _dial(self) -> None:
+        introduce = self.factory.introduce
+        if introduce is not None:
+            try:
+                self._header = introduce(self._established)
+            except Exception:
+                # Without one, what the client sends first could pass for it.
+                _log.failure("a client could not be introduced to the upstream")
+                self.upstream_unreachable(
+                    "failed", "no PROXY header could be made; the log has the traceback"
+                )
+                return
         attempt = self.factory.upstream.dial(UpstreamFactory(self))
         # Where it has failed or succeeded at once there is nothing to hang up.
         if self._upstream_protocol is None and not self._session.closed:
@@ -196,8 +209,14 @@ class Tunnel(Protocol):
     def _relay(self) -> None:
         client, upstream = self._side(Side.CLIENT), self._side(Side.UPSTREAM)
         client.other, upstream.other = upstream, client
+        if self._header:
+            # Before the client is read, and in one piece (section 2.2 of the PROXY protocol).
+            upstream.lane.send(memoryview(self._header))
+            del self._header
         upstream.start()
         client.start()
+        if upstream.lane.held:
+            client.lane.pause()
 
     # What the pump tells ----------------------------------------------------------------------
 
@@ -298,6 +317,7 @@ class TunnelFactory(_TunnelFactory):
     :ivar reactor: dials, carries and keeps time
     :ivar upstream_name: what events call the upstream
     :ivar events: gets the end of every tunnel
+    :ivar introduce: makes what the upstream gets before the client's bytes; nothing where None
     :ivar live: the tunnels there are
     """
 
@@ -306,6 +326,7 @@ class TunnelFactory(_TunnelFactory):
     upstream_name: str
     limits: TimeLimits
     events: EventSink
+    introduce: Introducer | None = None
     buffers: Buffers = attrs.Factory(Buffers)
     shrinker: Shrinker = attrs.field(init=False)
     live: set[Tunnel] = attrs.field(init=False, factory=set)

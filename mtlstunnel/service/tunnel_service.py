@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mtlstunnel.events import ConnectionIds, Event, EventSink
+from mtlstunnel.relay.introduction import introducer
 from mtlstunnel.relay.tunnel import TunnelFactory
 from mtlstunnel.relay.upstream import make_upstream
 from mtlstunnel.service.admin import PATHS, admin_site
@@ -101,6 +102,7 @@ class TunnelService(Service):
             upstream_name=str(settings.upstream),
             limits=settings.limits,
             events=self._events,
+            introduce=introducer(settings.proxy_protocol),
         )
         self._next_id = ConnectionIds()
         self._reactor = reactor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -177,6 +178,7 @@ class DoorProtocol(TLSMemoryBIOProtocol):
                 self.info,
                 self.identity,
                 flushed=self._socket is not None,
+                resumed=handshake.resumed,
             )
             self._session = session
             self._receive = session_receive(session)
@@ -327,12 +329,21 @@ def describe_address(address: IAddress | None) -> str:
     """An address as events have it: HOST:PORT, [IPv6]:PORT, ``unix:PATH`` or its type's name."""
     host, port = getattr(address, "host", None), getattr(address, "port", None)
     if host is not None and port is not None:
-        host = host.removeprefix("::ffff:") if "." in host else host
+        host = _shortest(host) if ":" in host else host
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     name = getattr(address, "name", None)
     if isinstance(name, bytes):
         return f"unix:{name.decode('utf-8', 'backslashreplace')}"
     return "unix" if hasattr(address, "name") else type(address).__name__
+
+
+def _shortest(host: str) -> str:
+    """An IPv6 address in its usual form; Twisted reads those of PROXY headers unabbreviated."""
+    try:
+        address = ipaddress.IPv6Address(host)
+    except ValueError:
+        return host
+    return str(address.ipv4_mapped or address)
 
 
 @implementer(IOpenSSLServerConnectionCreator)

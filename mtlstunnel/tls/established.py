@@ -6,11 +6,14 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import attrs
+from cryptography import x509
 from OpenSSL import SSL
+from OpenSSL.crypto import FILETYPE_ASN1, dump_certificate
 from twisted.python.failure import Failure
 from zope.interface import Interface
 
-from mtlstunnel.events import ConnectionInfo
+from mtlstunnel.events import ConnectionInfo, TLSInfo
+from mtlstunnel.tls.handshake import negotiated
 from mtlstunnel.trust.identity import Identity
 
 
@@ -51,6 +54,7 @@ class EstablishedSession:
     :ivar transport: the client's own transport; its reading is paused
     :ivar identity: who the client is; None where nobody vouches for it
     :ivar flushed: whether the transport is known to have nothing left to write
+    :ivar resumed: whether the client went on from a ticket, and was judged again
     :ivar receiver: who gets what still comes through the transport
     """
 
@@ -59,7 +63,24 @@ class EstablishedSession:
     info: ConnectionInfo
     identity: Identity | None
     flushed: bool
+    resumed: bool = False
     receiver: RawReceiver = attrs.Factory(_Nobody)
+
+    # Asked of OpenSSL when somebody wants to know: thousands of idle clients keep no copies.
+
+    def tls_info(self) -> TLSInfo:
+        """What was negotiated."""
+        return negotiated(self.connection, resumed=self.resumed)
+
+    def client_certificate(self) -> bytes | None:
+        """DER of what the client showed, also where it was in the session that it resumes."""
+        certificate = self.connection.get_peer_certificate()
+        return None if certificate is None else dump_certificate(FILETYPE_ASN1, certificate)
+
+    def server_certificate(self) -> x509.Certificate | None:
+        """What the client was shown."""
+        certificate = self.connection.get_certificate()
+        return None if certificate is None else certificate.to_cryptography()
 
 
 class ISessionTaker(Interface):

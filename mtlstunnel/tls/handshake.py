@@ -212,17 +212,26 @@ class Handshake:
 
     def tls_info(self) -> TLSInfo:
         """What was negotiated so far."""
-        connection = self.connection
-        cipher = connection.get_cipher_name()
-        sni = connection.get_servername()
-        return TLSInfo(
-            # Before our ServerHello OpenSSL says the highest version it would speak.
-            version=connection.get_protocol_version_name() if self._answered else None,
-            cipher=cipher,
-            group=_group(connection) if cipher is not None else None,
-            sni=None if sni is None else escape_bytes(sni),
-            resumed=self.resumed,
-        )
+        return negotiated(self.connection, resumed=self.resumed, answered=self._answered)
+
+
+def negotiated(connection: SSL.Connection, *, resumed: bool, answered: bool = True) -> TLSInfo:
+    """
+    What a connection says of itself.
+
+    :param resumed: whether it goes on from a ticket
+    :param answered: whether the version is agreed
+    """
+    cipher = connection.get_cipher_name()
+    sni = connection.get_servername()
+    return TLSInfo(
+        # Before our ServerHello OpenSSL says the highest version it would speak.
+        version=connection.get_protocol_version_name() if answered else None,
+        cipher=cipher,
+        group=_group(connection) if cipher is not None else None,
+        sni=None if sni is None else escape_bytes(sni),
+        resumed=resumed,
+    )
 
 
 def _group(connection: SSL.Connection) -> str | None:

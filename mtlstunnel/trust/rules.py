@@ -26,7 +26,7 @@ _URI_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:", re.ASCII)
 _PLAIN_STRINGS = frozenset({0x0C, 0x13, 0x16})
 """The DER tags of UTF8String, PrintableString and IA5String."""
 
-_COMMON_NAME = b"\x55\x04\x03"
+COMMON_NAME = b"\x55\x04\x03"
 _ORGANIZATIONAL_UNIT = b"\x55\x04\x0b"
 
 
@@ -102,7 +102,7 @@ def _by_key(rules: AccessRules, certificate: x509.Certificate) -> bool:
 def _by_subject(rules: AccessRules, certificate: x509.Certificate) -> bool:
     if not (rules.cn or rules.ou):
         return False
-    wanted = {_COMMON_NAME: rules.cn, _ORGANIZATIONAL_UNIT: rules.ou}
+    wanted = {COMMON_NAME: rules.cn, _ORGANIZATIONAL_UNIT: rules.ou}
     attributes = tuple(subject_strings(certificate.subject.public_bytes()))
     return any(
         tag in _PLAIN_STRINGS and value in wanted.get(kind, ()) for kind, tag, value in attributes
