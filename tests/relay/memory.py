@@ -10,9 +10,11 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from mtlstunnel.events import Closed, Event
+from mtlstunnel.relay.introduction import Introducer
 from mtlstunnel.relay.tunnel import TunnelFactory
 from mtlstunnel.relay.upstream import UpstreamFactory
 from mtlstunnel.settings import TimeLimits
+from mtlstunnel.tls.context import DoorContext
 from mtlstunnel.tls.door import DoorFactory
 from tests import pki
 from tests.tls.memory import TLS_1_3, DoorVisit, MemoryClient, MemoryTransport, door_context
@@ -74,7 +76,14 @@ class Rig:
     """One client at a door with a tunnel behind it."""
 
     def __init__(
-        self, leaf: pki.Leaf | None = None, version: int = TLS_1_3, at_once: str | None = None
+        self,
+        leaf: pki.Leaf | None = None,
+        version: int = TLS_1_3,
+        at_once: str | None = None,
+        *,
+        introduce: Introducer | None = None,
+        context: DoorContext | None = None,
+        client: MemoryClient | None = None,
     ) -> None:
         self.clock = Clock()
         self.events: list[Event] = []
@@ -86,9 +95,10 @@ class Rig:
             upstream_name="10.0.0.1:5432",
             limits=LIMITS,
             events=self.tell,
+            introduce=introduce,
         )
-        self.door = DoorFactory(door_context(), self.tunnels, self.clock, self.tell)
-        self.client = MemoryClient(pki.client() if leaf is None else leaf, version)
+        self.door = DoorFactory(context or door_context(), self.tunnels, self.clock, self.tell)
+        self.client = client or MemoryClient(pki.client() if leaf is None else leaf, version)
         self.visit = DoorVisit(self.door, self.clock, self.client)
 
     def tell(self, event: Event) -> None:

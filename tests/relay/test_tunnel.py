@@ -504,6 +504,47 @@ class TCPUpstream(TunnelBehaviour, TestCase):
             yield turns()
             self.assertIsNone(session(), way)
 
+    @inlineCallbacks
+    def test_a_header_that_the_socket_does_not_take_at_once_comes_whole_and_first(self) -> Steps:
+        header = b"".join(b"%08d" % number for number in range(8000))
+        self.tunnels.introduce = lambda session: header
+        dial = self.tunnels.upstream.dial
+
+        def dial_narrow(factory: Any) -> Any:
+            build = factory.buildProtocol
+
+            def narrow(address: object) -> Any:
+                protocol = build(address)
+                connect = protocol.makeConnection
+
+                def make(transport: Any) -> None:
+                    transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+                    connect(transport)
+
+                protocol.makeConnection = make
+                return protocol
+
+            factory.buildProtocol = narrow
+            return dial(factory)
+
+        self.tunnels.upstream = EagerUpstream(dial_narrow)
+        self.listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client, back = yield self.connect()
+        (tunnel,) = self.tunnels.live
+        yield until(lambda: tunnel._upstream is not None)
+        assert tunnel._client is not None and tunnel._upstream is not None
+        self.assertGreater(tunnel._upstream.lane.held, 0)
+        self.assertFalse(tunnel._client.lane._reading, "the client is read meanwhile")
+        sending = client.send(PATTERN)
+        client.turn(client.tls.close_notify())
+        yield back.gets_end()
+        yield sending
+        self.assertEqual(digest(back.received), digest(header + PATTERN))
+        back.close()
+        yield until(lambda: self.ends)
+        (closed,) = [one for one in self.events if isinstance(one, Closed)]
+        self.assertEqual((closed.bytes_in, closed.bytes_out), (len(PATTERN), 0))
+
 
 class UnixUpstream(TunnelBehaviour, TestCase):
     """A unix socket, which has no RST."""

@@ -32,7 +32,7 @@ OPTIONS = (
     *("--port", "--cas", "--mutual-tls-cas", "--cert", "--crt", "--key", "--domain"),
     *("--upstream", "--min-version", "--max-version", "--alert", "--handshake-timeout"),
     *("--connect-timeout", "--half-close-timeout", "--demo", "--state-dir"),
-    *("--audit-log", "--admin"),
+    *("--audit-log", "--admin", "--proxy-protocol"),
     *("--crl", "--crl-check", "--crl-expired"),
 )
 
@@ -111,6 +111,10 @@ class MistakesTests(CommandLineTestCase):
                 "unknown policy": (
                     hidden("--crl-expired", "never"),
                     r"--crl-expired .never.: give refuse, warn, or grace=SECONDS",
+                ),
+                "unknown header": (
+                    hidden("--proxy-protocol", "v3"),
+                    r"--proxy-protocol .?v3.?: give off or v1 or v2 or v2-tls or v2-cert",
                 ),
                 "old version": (
                     hidden("--min-version", "1.1"),
