@@ -9,6 +9,7 @@ from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet import reactor
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IHandshakeListener
@@ -36,6 +37,24 @@ from tests.tls.memory import (
 )
 
 NOTHING_WAS_CALLED: list[str] = []
+
+
+class Addresses(SynchronousTestCase):
+    """What events call an address."""
+
+    def test_an_address_is_shown_in_its_usual_form_wherever_it_came_from(self) -> None:
+        for address, shown in (
+            (IPv4Address("TCP", "192.0.2.1", 50000), "192.0.2.1:50000"),
+            (IPv6Address("TCP", "2001:db8::1", 443), "[2001:db8::1]:443"),
+            # As Twisted reads it in a PROXY header.
+            (IPv6Address("TCP", "2001:db8:0:0:0:0:0:1", 443), "[2001:db8::1]:443"),
+            (IPv6Address("TCP", "::ffff:192.0.2.1", 443), "192.0.2.1:443"),
+            (IPv6Address("TCP", "0:0:0:0:0:ffff:c000:201", 443), "192.0.2.1:443"),
+            (IPv6Address("TCP", "fe80::1%lo", 443), "[fe80::1%lo]:443"),
+            (UNIXAddress(b"/run/door.sock"), "unix:/run/door.sock"),
+            (UNIXAddress(None), "unix"),
+        ):
+            self.assertEqual(door.describe_address(address), shown)
 
 
 class Recorder(Protocol):
