@@ -469,7 +469,7 @@ class Introduced(SynchronousTestCase):
         self.patch(proxy_protocol, "_LONGEST", 800)
         globalLogPublisher.addObserver(said.append)
         self.addCleanup(globalLogPublisher.removeObserver, said.append)
-        names = [x509.DNSName(f"host-{number}.example.com") for number in range(40)]
+        names = [x509.DNSName(f"host-{number}.{'long.' * 6}example.com") for number in range(20)]
         long = pki.authority().issue("alice", san=names)
         rig = self.meet(V2_CERT, long)
         ssl = parse_v2(rig.served).ssl
