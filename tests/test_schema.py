@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import jsonschema
 from twisted.trial.unittest import SynchronousTestCase
 
+from mtlstunnel.trust.identity import identity_of_der
 from mtlstunnel.trust.reasons import Reason
+from tests import der, pki
 from tests.schema import EVENTS, SCHEMA, problems
 from tests.service import test_audit
 
@@ -49,6 +52,16 @@ class SchemaTests(SynchronousTestCase):
         for fields in examples():
             self.assertEqual(problems(fields), [], fields)
             whole.validate(fields)
+
+    def test_what_is_cut_from_a_long_certificate_is_valid(self) -> None:
+        leaf = pki.authority().issue("alice", san=[f"{number}.example" for number in range(40)])
+        serial = der.tlv(der.INTEGER, b"\x7f" * 1000)
+        odd = der.signed(leaf.certificate, pki.key_for("x"), serial=serial)
+        who = identity_of_der(odd)
+        self.assertEqual(who.san[-1], "[... 8 more]")
+        for told in (test_audit.refused(), test_audit.accepted()):
+            fields = test_audit.fields(attrs.evolve(told, client=who))
+            self.assertEqual(problems(fields), [])
 
     def test_every_field_is_always_there_and_no_other(self) -> None:
         for fields in examples():

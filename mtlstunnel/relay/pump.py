@@ -88,9 +88,9 @@ class PumpSide:
 
     def received(self, data: memoryview) -> None:
         """See :class:`~mtlstunnel.relay.lane.LaneOwner`."""
-        if self._discarding:
-            return
         machine = self._machine
+        if self._discarding and machine is None:
+            return
         while len(data) > BATCH:
             self._carry(machine, data[:BATCH])
             data = data[BATCH:]
@@ -108,7 +108,8 @@ class PumpSide:
     def _decrypt(self, machine: RecordMachine, data: memoryview) -> None:
         plain = machine.decrypt(data)
         size = len(plain)
-        if size:
+        # What is discarded is decrypted all the same: close_notify may be in it.
+        if size and not self._discarding:
             self.received_bytes += size
             self.other.deliver(plain)
         own = machine.own_output()

@@ -483,6 +483,22 @@ class Ending(TunnelTestCase):
         rig.settle()
         self.assert_over(rig)
 
+    def test_who_answers_close_notify_to_such_an_end_is_not_waited_for(self) -> None:
+        rig = Rig()
+        rig.come_in(connect=False)
+        rig.attempt.connect(half_close=False)
+        rig.settle()
+        rig.back.arrive(None)
+        rig.settle()
+        self.assertTrue(rig.client.ended)
+        # It keeps TCP open, and says something that nobody is there for.
+        rig.settle(rig.client.write(b"too late"))
+        rig.settle(rig.client.close_notify())
+        self.assertEqual(self.ends(rig), ("close_notify", "fin"))
+        self.assertEqual(rig.closed.bytes_in, 0)
+        self.assertFalse(rig.wire.aborted)
+        self.assert_over(rig)
+
     def test_a_sink_that_fails_at_the_end_leaves_nothing_behind(self) -> None:
         class DiskFull(Exception):
             pass
