@@ -23,6 +23,7 @@ ORDER = (
     ("relay",),
     ("service",),
     ("reverse",),
+    ("advice",),
     ("commands",),
     ("testing", "__main__"),
 )
@@ -189,8 +190,8 @@ class WhoMayKnowWhat(unittest.SynchronousTestCase):
                 for one in module.imports():
                     yield module, one
 
-    def test_trust_knows_neither_twisted_nor_openssl(self) -> None:
-        for module, one in self.foreign("trust", "errors", "settings", "events"):
+    def test_trust_and_advice_know_neither_twisted_nor_openssl(self) -> None:
+        for module, one in self.foreign("trust", "advice", "errors", "settings", "events"):
             top = one.module.split(".")[0]
             self.assertNotIn(top, {"twisted", "OpenSSL", "zope", "service_identity"}, module.name)
 
@@ -199,14 +200,14 @@ class WhoMayKnowWhat(unittest.SynchronousTestCase):
             if one.module.split(".")[0] == "OpenSSL":
                 self.assertEqual(module.room, "tls", f"{module.name}:{one.line}")
 
-    def test_trust_reads_only_files_and_never_the_clock(self) -> None:
+    def test_trust_and_advice_read_only_files_and_never_the_clock(self) -> None:
         # The verdict is pure: it is given the time.
         for module in modules():
-            if module.room == "trust":
+            if module.room in ("trust", "advice"):
                 for node in ast.walk(module.tree):
                     if isinstance(node, ast.Attribute):
                         self.assertNotIn(node.attr, {"now", "utcnow", "today"}, module.name)
-        for module, one in self.foreign("trust"):
+        for module, one in self.foreign("trust", "advice"):
             top = one.module.split(".")[0]
             self.assertNotIn(top, {"socket", "ssl", "time", "os", "subprocess"}, module.name)
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import attrs
 
+from mtlstunnel.advice.client_file import AskPassword
+from mtlstunnel.advice.lint import Remark, Weight, look_over
 from mtlstunnel.commands.check_bundle import bundle_document, bundle_lines
 from mtlstunnel.commands.check_client import Examination, examine, read_client, server_context
 from mtlstunnel.commands.check_connect import Comparison, call_all, compare
@@ -27,8 +29,6 @@ from mtlstunnel.settings import Address, VerdictSettings, parse_upstream
 from mtlstunnel.tls.caller import Answer
 from mtlstunnel.tls.context import utc_now
 from mtlstunnel.trust.bundle import read_entries
-from mtlstunnel.trust.client_file import AskPassword
-from mtlstunnel.trust.lint import Remark, Weight, look_over
 from mtlstunnel.trust.pem import shown_path
 from mtlstunnel.trust.policy import load_trust
 

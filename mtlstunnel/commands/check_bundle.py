@@ -5,11 +5,11 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator
 
+from mtlstunnel.advice.description import key_words, signature_words
+from mtlstunnel.advice.lint import Looked, Remark, Report, Weight, subject_of
+from mtlstunnel.advice.nearest import der_of
 from mtlstunnel.commands.screen import columns, ended, paragraph, shortened
-from mtlstunnel.trust.description import key_words, signature_words
 from mtlstunnel.trust.identity import identity_of_der
-from mtlstunnel.trust.lint import Looked, Remark, Report, Weight, subject_of
-from mtlstunnel.trust.nearest import der_of
 
 _SUBJECT_WIDTH = 30
 _PLACE_WIDTH = 20

@@ -8,22 +8,22 @@ from pathlib import Path
 
 import attrs
 
+from mtlstunnel.advice.client_chain import ClientChain, arrange
+from mtlstunnel.advice.client_file import AskPassword, Held, read_client_file
+from mtlstunnel.advice.explanation import Break, Objection, find_break, objections
+from mtlstunnel.advice.nearest import der_of, place
+from mtlstunnel.advice.remedies import remedies
+from mtlstunnel.advice.steps import Case, Step
 from mtlstunnel.errors import ClientFileError
 from mtlstunnel.service.pki import make_ca, make_server
 from mtlstunnel.settings import AlertPolicy
 from mtlstunnel.tls.context import DoorContext
 from mtlstunnel.tls.credentials import Credentials
 from mtlstunnel.tls.rehearsal import all_objections, rehearse
-from mtlstunnel.trust.client_chain import ClientChain, arrange
-from mtlstunnel.trust.client_file import AskPassword, Held, read_client_file
-from mtlstunnel.trust.explanation import Break, Objection, find_break, objections
 from mtlstunnel.trust.identity import Identity, identity_of_der, quietly
-from mtlstunnel.trust.nearest import der_of, place
 from mtlstunnel.trust.pem import quoted_path, shown_path
 from mtlstunnel.trust.policy import Trust
 from mtlstunnel.trust.reasons import Alert, Reason
-from mtlstunnel.trust.remedies import remedies
-from mtlstunnel.trust.steps import Case, Step
 from mtlstunnel.trust.verdict import Accepted, Verdict
 
 

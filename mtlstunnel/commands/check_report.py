@@ -5,20 +5,20 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator, Sequence
 
-from mtlstunnel.commands.check_client import Examination, Link
-from mtlstunnel.commands.check_connect import Comparison, alert_words, answer_words
-from mtlstunnel.commands.screen import paragraph
-from mtlstunnel.tls.caller import Answer
-from mtlstunnel.trust.description import (
+from mtlstunnel.advice.description import (
     key_words,
     moment_words,
     remaining_words,
     signature_words,
 )
-from mtlstunnel.trust.explanation import Break, Objection
+from mtlstunnel.advice.explanation import Break, Objection
+from mtlstunnel.advice.nearest import Near, der_of
+from mtlstunnel.advice.steps import Step, Who
+from mtlstunnel.commands.check_client import Examination, Link
+from mtlstunnel.commands.check_connect import Comparison, alert_words, answer_words
+from mtlstunnel.commands.screen import paragraph
+from mtlstunnel.tls.caller import Answer
 from mtlstunnel.trust.identity import identity_of_der
-from mtlstunnel.trust.nearest import Near, der_of
-from mtlstunnel.trust.steps import Step, Who
 
 _WHO = {
     Who.CLIENT: "The client's owner",

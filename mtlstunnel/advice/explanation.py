@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import attrs
 from cryptography import x509
 
-from mtlstunnel.trust.bundle import Anchor
-from mtlstunnel.trust.client_file import Held, read_certificate
-from mtlstunnel.trust.description import (
+from mtlstunnel.advice.client_file import Held, read_certificate
+from mtlstunnel.advice.description import (
     allows_clients,
     attempt,
     authority_key_id,
@@ -22,8 +21,9 @@ from mtlstunnel.trust.description import (
     issuer_address,
     subject_key_id,
 )
+from mtlstunnel.advice.nearest import Near, der_of, has_name, made_by, nearest, place, similar
+from mtlstunnel.trust.bundle import Anchor
 from mtlstunnel.trust.identity import display_name, escape
-from mtlstunnel.trust.nearest import Near, der_of, has_name, made_by, nearest, place, similar
 from mtlstunnel.trust.policy import Policy
 from mtlstunnel.trust.reasons import Reason
 from mtlstunnel.trust.verdict import Finding, Presented, Refused, judge, own_objections

@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509 import CertificateSigningRequestBuilder
 from twisted.trial.unittest import SynchronousTestCase
 
+from mtlstunnel.advice.client_chain import ClientChain, arrange
+from mtlstunnel.advice.client_file import ClientFile, Held, read_client_file
 from mtlstunnel.errors import ClientFileError
-from mtlstunnel.trust.client_chain import ClientChain, arrange
-from mtlstunnel.trust.client_file import ClientFile, Held, read_client_file
 from tests import pki
 
 ALICE = pki.client_by_intermediate()

@@ -9,21 +9,21 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 from twisted.trial.unittest import SynchronousTestCase
 
-from mtlstunnel.settings import AllowedNames
-from mtlstunnel.trust.bundle import Anchor
-from mtlstunnel.trust.client_file import Held
-from mtlstunnel.trust.explanation import (
+from mtlstunnel.advice.client_file import Held
+from mtlstunnel.advice.explanation import (
     Break,
     BreakKind,
     Objection,
     find_break,
     objections,
 )
+from mtlstunnel.advice.remedies import remedies
+from mtlstunnel.advice.steps import Case, Who
+from mtlstunnel.settings import AllowedNames
+from mtlstunnel.trust.bundle import Anchor
 from mtlstunnel.trust.policy import EVERY_GOOD_PATH, Policy
 from mtlstunnel.trust.reasons import Reason
-from mtlstunnel.trust.remedies import remedies
 from mtlstunnel.trust.rules import access_rules
-from mtlstunnel.trust.steps import Case, Who
 from mtlstunnel.trust.verdict import Finding, Refused
 from tests import pki
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from cryptography import x509
 from twisted.trial.unittest import SynchronousTestCase
 
+from mtlstunnel.advice.lint import Report, Weight, look_over
 from mtlstunnel.errors import BundleError
 from mtlstunnel.trust.bundle import load_bundle, read_entries
-from mtlstunnel.trust.lint import Report, Weight, look_over
 from tests import pki
 
 

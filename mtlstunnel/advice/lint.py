@@ -12,8 +12,7 @@ import attrs
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from mtlstunnel.trust.bundle import Entry, warnings_about
-from mtlstunnel.trust.description import (
+from mtlstunnel.advice.description import (
     allows_clients,
     attempt,
     authority_key_id,
@@ -23,6 +22,7 @@ from mtlstunnel.trust.description import (
     purpose_words,
     subject_key_id,
 )
+from mtlstunnel.trust.bundle import Entry, warnings_about
 from mtlstunnel.trust.identity import display_name, quietly, spki_sha256
 
 _MOST_PLACES = 3

@@ -9,13 +9,11 @@ from types import MappingProxyType
 
 from cryptography.x509.oid import NameOID
 
-from mtlstunnel.trust.chain_remedies import bad_signature, unknown_ca
-from mtlstunnel.trust.client_file import read_certificate
-from mtlstunnel.trust.description import attempt, constraint_words, crl_address, purpose_words
-from mtlstunnel.trust.explanation import Objection
-from mtlstunnel.trust.identity import escape, identity_of_der
-from mtlstunnel.trust.reasons import Reason
-from mtlstunnel.trust.steps import (
+from mtlstunnel.advice.chain_remedies import bad_signature, unknown_ca
+from mtlstunnel.advice.client_file import read_certificate
+from mtlstunnel.advice.description import attempt, constraint_words, crl_address, purpose_words
+from mtlstunnel.advice.explanation import Objection
+from mtlstunnel.advice.steps import (
     NEW_CA,
     NEW_KEY,
     SIGN_FOR_CLIENTS,
@@ -25,6 +23,8 @@ from mtlstunnel.trust.steps import (
     look,
     request,
 )
+from mtlstunnel.trust.identity import escape, identity_of_der
+from mtlstunnel.trust.reasons import Reason
 
 _PUBLISH_A_CRL = (
     "touch index.txt",

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
-from mtlstunnel.trust.client_file import Held, HeldKey
-from mtlstunnel.trust.description import attempt, is_ca
+from mtlstunnel.advice.client_file import Held, HeldKey
+from mtlstunnel.advice.description import attempt, is_ca
 
 _MOST_STRAYS = 4
 

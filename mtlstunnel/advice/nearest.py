@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from mtlstunnel.advice.client_file import Held
+from mtlstunnel.advice.description import attempt, authority_key_id, subject_key_id
 from mtlstunnel.trust.bundle import Anchor
-from mtlstunnel.trust.client_file import Held
-from mtlstunnel.trust.description import attempt, authority_key_id, subject_key_id
 from mtlstunnel.trust.identity import display_name
 
 _MOST_TRIED = 500

@@ -9,9 +9,9 @@ import shlex
 import attrs
 from cryptography.x509.oid import NameOID
 
-from mtlstunnel.trust.client_file import read_certificate
-from mtlstunnel.trust.description import attempt
-from mtlstunnel.trust.explanation import Break
+from mtlstunnel.advice.client_file import read_certificate
+from mtlstunnel.advice.description import attempt
+from mtlstunnel.advice.explanation import Break
 
 
 class Who(str, enum.Enum):

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from mtlstunnel.trust.explanation import BreakKind, Objection
-from mtlstunnel.trust.steps import NEW_KEY, SIGN_FOR_CLIENTS, Case, Step, Who, look, request
+from mtlstunnel.advice.explanation import BreakKind, Objection
+from mtlstunnel.advice.steps import NEW_KEY, SIGN_FOR_CLIENTS, Case, Step, Who, look, request
 
 
 def unknown_ca(objection: Objection, case: Case) -> tuple[Step, ...]:
