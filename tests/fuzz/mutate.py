@@ -251,9 +251,9 @@ def mutate_record(numbers: random.Random, flight: list[Record]) -> None:
 def says_the_same(original: bytes, hurt: bytes, *, is_1_3: bool) -> bool:
     """
     Whether a flight says all that another one does, though in other records: they may be cut and
-    joined (RFC 8446, 5.1), a plain one's version does not count, warnings may stand between them,
-    and in TLS 1.3 so may change_cipher_spec (RFC 8446, 5 and D.4).  What follows does not count:
-    the handshake is over by then.
+    joined (RFC 8446, 5.1), a plain one's version does not count, empty ones and warnings may stand
+    between them, and in TLS 1.3 so may change_cipher_spec (RFC 8446, 5 and D.4).  What follows does
+    not count: the handshake is over by then.
     """
     try:
         mine, theirs = (_streams(records(wire), is_1_3) for wire in (original, hurt))
@@ -270,6 +270,8 @@ def says_the_same(original: bytes, hurt: bytes, *, is_1_3: bool) -> bool:
 def _streams(flight: Sequence[Record], is_1_3: bool) -> list[tuple[int, bytes]]:
     streams: list[tuple[int, bytes]] = []
     for record in flight:
+        if not record.payload:
+            continue
         if record.kind == CHANGE_CIPHER_SPEC and is_1_3 and record.payload == b"\x01":
             continue
         if record.kind == ALERT and record.payload[:1] == b"\x01":

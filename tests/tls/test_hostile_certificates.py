@@ -392,7 +392,7 @@ class Memory(SynchronousTestCase):
                     meet(Handshake(door), MemoryClient(leaf, version))
 
                 # A session of OpenSSL's has several kilobytes.
-                self.assertLess(self.grows(once, 150 if SMALL else 600), 2000)
+                self.assertLess(self.grows(once, 150 if SMALL else 400), 3000)
 
     def test_it_stays_flat_over_many_hostile_chains(self) -> None:
         door = door_context()
@@ -403,4 +403,4 @@ class Memory(SynchronousTestCase):
             big = der.forged(der.name("x" * 50_000), anchor, serial=serial)
             rehearsal.rehearse(door, [big])
 
-        self.assertLess(self.grows(once, 100 if SMALL else 300), 10_000)
+        self.assertLess(self.grows(once, 100 if SMALL else 200), 10_000)

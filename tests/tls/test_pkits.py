@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 
 from cryptography import x509
 from twisted.trial.unittest import SynchronousTestCase
@@ -15,6 +16,9 @@ from mtlstunnel.trust.verdict import Refused, Verdict
 from tests import pki
 from tests.tls import pkits
 from tests.tls.memory import VERSIONS, MemoryClient, credentials_of, meet
+
+
+SMALL = bool(os.environ.get("MTLSTUNNEL_SMALL"))
 
 
 def pkits_door() -> DoorContext:
@@ -62,7 +66,9 @@ class Pkits(SynchronousTestCase):
     def test_real_handshakes_with_the_keys_of_the_suite_say_the_same(self) -> None:
         door = pkits_door()
         shaken = 0
-        for case in pkits.cases():
+        # To read their keys takes a while, so the smaller set is each third of them.
+        cases = pkits.cases()[:: 3 if SMALL else 1]
+        for case in cases:
             if "DSA" in case.name:
                 # TLS 1.3 has no DSA, and OpenSSL no longer offers it in TLS 1.2.
                 continue
@@ -75,4 +81,4 @@ class Pkits(SynchronousTestCase):
                 self.assertEqual(handshake.verdict, told.verdict, f"{case.number} {case.name}")
                 self.assertEqual(client.alert, told.alert, f"{case.number} {case.name}")
                 shaken += 1
-        self.assertEqual(shaken, 2 * (len(pkits.cases()) - 3))
+        self.assertEqual(shaken, 2 * sum("DSA" not in case.name for case in cases))
