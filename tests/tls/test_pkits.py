@@ -17,7 +17,6 @@ from tests import pki
 from tests.tls import pkits
 from tests.tls.memory import VERSIONS, MemoryClient, credentials_of, meet
 
-
 SMALL = bool(os.environ.get("MTLSTUNNEL_SMALL"))
 
 
