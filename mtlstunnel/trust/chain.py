@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from mtlstunnel.trust import der
@@ -186,6 +186,8 @@ def _key_faults(
         if key.curve.name not in _TLS_CURVES:
             words = f"has a key on the curve {key.curve.name}, which TLS clients do not use"
             return None, (Reason.WEAK_KEY, words)
+    elif isinstance(key, dsa.DSAPublicKey):
+        return None, (Reason.WEAK_KEY, "has a DSA key, which TLS clients do not use")
     elif not hasattr(key, "verify"):
         return (Reason.WEAK_KEY, "has a key that cannot sign"), None
     return None, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -246,6 +246,8 @@ class Keys(SynchronousTestCase):
         self.assertEqual(
             said, "weak_key: has a key on the curve secp256k1, which TLS clients do not use"
         )
+        said = self.told(der.spki_of(dsa.generate_private_key(2048).public_key()))
+        self.assertEqual(said, "weak_key: has a DSA key, which TLS clients do not use")
         x25519 = der.sequence(der.sequence(der.oid("1.3.101.110")), der.bits(bytes(range(32))))
         self.assertEqual(self.told(x25519), "weak_key: has a key that cannot sign")
         unknown = der.sequence(der.sequence(der.oid("1.2.3.4")), der.bits(bytes(32)))
