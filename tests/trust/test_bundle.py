@@ -457,17 +457,18 @@ class RefusedAuthorities(InAFolder):
         )
 
     def test_a_ca_whose_clients_would_all_be_refused(self) -> None:
-        plain = pki.Authority("Odd")
-        for spki, words in (
-            (der.rsa_spki((1 << 16385) - 159), "has an RSA key of 16385 bits; 16384 are the most"),
-            (der.explicit_p256(pki.fresh_key()), "spells out the parameters of its curve"),
-        ):
-            odd = der.signed(plain.certificate, pki.key_for("odd"), spki=spki)
-            self.assertRefused(
-                pki.pem_of_der(odd),
-                f"certificate 1 (line 1, CN=Odd): {words}; ask its issuer for one that is well "
-                "formed",
-            )
+        plain = pki.Authority("Odd").certificate
+        key = pki.key_for("odd")
+        giant = der.signed(plain, key, spki=der.rsa_spki((1 << 16385) - 159))
+        self.assertRefused(
+            pki.pem_of_der(giant),
+            "certificate 1 (line 1, CN=Odd): has an RSA key of 16385 bits; 16384 are the most; "
+            "ask its issuer for one that is well formed",
+        )
+        explicit = der.signed(plain, key, spki=der.explicit_p256(pki.fresh_key()))
+        (line,) = self.problems(self.file(pki.pem_of_der(explicit)))
+        # cryptography 46 does not read such a key at all.
+        self.assertRegex(line, "spells out the parameters|explicit parameters")
         constrained = pki.Authority(
             "Odd",
             extensions=[
