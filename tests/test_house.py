@@ -19,6 +19,7 @@ ORDER = (
     ("errors", "settings"),
     ("trust",),
     ("events",),
+    ("timers",),
     ("tls",),
     ("relay",),
     ("service",),
