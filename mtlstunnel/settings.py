@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 
 from mtlstunnel.errors import SettingsError
+from mtlstunnel.limits import CrowdLimits
 
 if TYPE_CHECKING:
     from attrs import Attribute
@@ -320,11 +321,17 @@ class TimeLimits:
     :ivar handshake: from the accepted connection to the verdict
     :ivar connect: from the verdict to an upstream that is ready
     :ivar half_close: without a byte moving, after one side has ended
+    :ivar idle: without a byte moving, while neither has; 0 for any time
+    :ivar lifetime: from the verdict to the end; 0 for any time
+    :ivar drain: what open connections get when the service stops; 0 to cut them off at once
     """
 
     handshake: float = 10.0
     connect: float = 10.0
     half_close: float = 60.0
+    idle: float = 0.0
+    lifetime: float = 0.0
+    drain: float = 0.0
 
 
 @attrs.frozen(kw_only=True)
@@ -386,6 +393,8 @@ class TunnelSettings(VerdictSettings):
     :ivar key: its private key; None where it is in the same file
     :ivar domains: the names of a self-made certificate
     :ivar state_dir: where a self-made certificate is kept; None for the usual place
+    :ivar limits: how long each thing is waited for
+    :ivar crowd: how many clients there may be at once
     :ivar verify: what is asked of clients
     :ivar resumption: whether a client may shorten its next handshake, and is judged again then
     :ivar admin: where health and metrics are served; None for nowhere
@@ -407,6 +416,7 @@ class TunnelSettings(VerdictSettings):
     max_version: TLSVersion = attrs.field(default=TLSVersion.TLS_1_3)
     alert: AlertPolicy = AlertPolicy.BAD_CERTIFICATE
     limits: TimeLimits = attrs.Factory(TimeLimits)
+    crowd: CrowdLimits = attrs.Factory(CrowdLimits)
     verify: VerifyStrategy = attrs.field(default=VerifyStrategy.REQUIRE_AND_VERIFY)
     resumption: bool = False
     admin: Place | None = None
@@ -440,4 +450,9 @@ class TunnelSettings(VerdictSettings):
             raise SettingsError(
                 f"--verify {value.value} asks nobody for more than a certificate, so --crl would "
                 "do nothing; leave it out, or take --verify observe"
+            )
+        if not value.judges and self.crowd.per_client:
+            raise SettingsError(
+                f"--verify {value.value} verifies nobody, so --max-connections-per-client would "
+                "count nothing; leave it out, or take --verify observe"
             )

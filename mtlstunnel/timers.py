@@ -125,7 +125,7 @@ class TimerWheel:
             timer.fire()
         while self._ticks and not self._buckets[self._ticks[0]]:
             del self._buckets[heapq.heappop(self._ticks)]
-        if not self._ticks:
-            self._disarm()
-        elif self._call is None or self._armed_for != self._ticks[0]:
+        # Those that came may have waited anew, and had it armed already.
+        self._disarm()
+        if self._ticks:
             self._arm(self._ticks[0])

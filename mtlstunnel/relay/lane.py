@@ -43,12 +43,14 @@ class Lane(Protocol):
 
     :ivar owner: whom it tells
     :ivar held: how many bytes wait to be sent
-    :ivar moved: counts the sends that took bytes; for time-outs that ask for progress
     """
 
     owner: LaneOwner
     held: int
-    moved: int
+
+    @property
+    def moved(self) -> object:
+        """Unlike what it was before bytes were sent; for time-outs that ask for progress."""
 
     def start(self) -> None:
         """Begin to read."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from mtlstunnel.relay.commands import Side
 from mtlstunnel.relay.lane import NOBODY, Lane
-from mtlstunnel.relay.session import Side
 from mtlstunnel.tls.records import BATCH, Inbound, RecordMachine
 
 

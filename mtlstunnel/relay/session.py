@@ -7,7 +7,11 @@ What holds, whatever the order of things:
 - The client gets close_notify if, and only if, the upstream ended in order.
 - A side that was reset, or ended in an error, makes the other be reset: truncation shows.
 - Nobody is waited for longer than a named time-out: ``connect`` for the upstream, ``half_close``
-  without a byte once a side has ended or can be sent nothing any more.
+  without a byte once a side has ended or can be sent nothing any more, ``idle`` without a byte
+  before that where it is set.
+- A tunnel that has been idle for too long, or was idle when it became too old, is ended as if the
+  client had ended in order: the upstream gets FIN, and its own end decides what the client sees.
+  One that became too old in the middle of something is reset, both sides.
 
 A command may make its event come before the next command is carried out, so what could be the last
 word of a side stands last, and the timer is armed before it.
@@ -19,19 +23,24 @@ import enum
 
 import attrs
 
+from mtlstunnel.relay.commands import (
+    Abort,
+    Arm,
+    Close,
+    Commands,
+    Dial,
+    Disarm,
+    Discard,
+    End,
+    Expire,
+    Finish,
+    HangUp,
+    Relay,
+    Reset,
+    Side,
+    StopReading,
+)
 from mtlstunnel.settings import TimeLimits
-
-
-class Side(enum.Enum):
-    """The two ends of a tunnel."""
-
-    CLIENT = "client"
-    UPSTREAM = "upstream"
-
-    @property
-    def other(self) -> Side:
-        """The one opposite."""
-        return Side.UPSTREAM if self is Side.CLIENT else Side.CLIENT
 
 
 class State(enum.Enum):
@@ -44,100 +53,6 @@ class State(enum.Enum):
     UPSTREAM_ENDED = "upstream_ended"
     CLOSING = "closing"
     CLOSED = "closed"
-
-
-# Commands -------------------------------------------------------------------------------------
-
-
-@attrs.frozen
-class Dial:
-    """Connect to the upstream."""
-
-
-@attrs.frozen
-class HangUp:
-    """Stop dialling the upstream."""
-
-
-@attrs.frozen
-class Relay:
-    """Carry bytes both ways from now on."""
-
-
-@attrs.frozen
-class End:
-    """When all that is held for this side is sent, end its direction: close_notify, then FIN."""
-
-    side: Side
-
-
-@attrs.frozen
-class Discard:
-    """Read this side to its end, but carry nothing of it any more."""
-
-    side: Side
-
-
-@attrs.frozen
-class StopReading:
-    """Take nothing more from this side: there is nobody to give it to."""
-
-    side: Side
-
-
-@attrs.frozen
-class Close:
-    """Close this side's connection in order: there is nothing left to say on it."""
-
-    side: Side
-
-
-@attrs.frozen
-class Reset:
-    """When all that is held for this side is sent, reset its connection."""
-
-    side: Side
-
-
-@attrs.frozen
-class Abort:
-    """Reset this side's connection now."""
-
-    side: Side
-
-
-@attrs.frozen
-class Arm:
-    """Start the tunnel's one timer anew; :meth:`TunnelSession.timed_out` when it runs out."""
-
-    seconds: float
-
-
-@attrs.frozen
-class Disarm:
-    """Stop the timer."""
-
-
-@attrs.frozen
-class Finish:
-    """Both connections are gone: tell of the end."""
-
-
-Command = (
-    Dial
-    | HangUp
-    | Relay
-    | End
-    | Discard
-    | StopReading
-    | Close
-    | Reset
-    | Abort
-    | Arm
-    | Disarm
-    | Finish
-)
-Commands = list[Command]
 
 
 @attrs.define
@@ -172,6 +87,8 @@ class TunnelSession:
     _upstream: _SideState = attrs.field(init=False, factory=_SideState)
     _lingering: bool = attrs.field(init=False, default=False)
     """One side is gone in order; the other is served to its end."""
+    _too_old: bool = attrs.field(init=False, default=False)
+    """It has expired once, and was given a last time to end."""
 
     def _of(self, side: Side) -> _SideState:
         return self._client if side is Side.CLIENT else self._upstream
@@ -192,14 +109,18 @@ class TunnelSession:
         if self.state is not State.NEW:
             return []
         self.state = State.DIALLING
-        return [Arm(self.limits.connect), Dial()]
+        commands: Commands = [Arm(self.limits.connect)]
+        if self.limits.lifetime:
+            commands.append(Expire(self.limits.lifetime))
+        return [*commands, Dial()]
 
     def upstream_ready(self) -> Commands:
         """The upstream is connected, and may be written to."""
         if self.state is not State.DIALLING:
             return [Abort(Side.UPSTREAM)]
         self.state = State.RELAYING
-        return [Disarm(), Relay()]
+        idle = self.limits.idle
+        return [Arm(idle) if idle else Disarm(), Relay()]
 
     def upstream_failed(self, how: str, detail: str) -> Commands:
         """The upstream cannot be had."""
@@ -323,24 +244,78 @@ class TunnelSession:
         self.state = State.CLOSED
         return [Disarm(), Finish()]
 
-    def timed_out(self, *, progress: bool) -> Commands:
-        """
-        The timer ran out.
+    # Time -------------------------------------------------------------------------------------
 
-        :param progress: whether a byte was carried since it was armed
+    def timed_out(self, *, holding: bool) -> Commands:
+        """
+        No byte was carried for as long as was armed.
+
+        :param holding: whether there are bytes that a side does not take
         """
         if self.closed:
             return []
         if self.state is State.DIALLING:
-            self._upstream.end, self._upstream.gone = "timeout", True
-            self.detail = f"not connected within {self.limits.connect:g} s"
-            return [HangUp(), *self._leave_by_reset(Side.CLIENT)]
-        if progress:
-            return [Arm(self.limits.half_close)]
-        self.state = State.CLOSING
-        self.detail = self.detail or (
-            f"no byte for {self.limits.half_close:g} s after one side had ended"
+            return self._give_up_dialling(f"not connected within {self.limits.connect:g} s")
+        if self._is_open():
+            why = f"no byte for {self.limits.idle:g} s (--idle-timeout)"
+            return self._reset_both(why) if holding else self._end_for_the_client(why)
+        return self._cut_off(
+            f"no byte for {self.limits.half_close:g} s after one side had ended "
+            "(--half-close-timeout)"
         )
+
+    def expired(self, *, quiet: bool) -> Commands:
+        """
+        The tunnel has become too old.
+
+        :param quiet: whether nothing is being carried just now, or waits to be
+        """
+        if self.state in (State.NEW, State.CLOSED):
+            return []
+        why = f"open for {self.limits.lifetime:g} s (--max-lifetime)"
+        if self.state is State.DIALLING:
+            return self._give_up_dialling(why)
+        if self._too_old:
+            return self._cut_off(why)
+        self._too_old = True
+        last: Commands = [Expire(self.limits.half_close)]
+        if self._is_open():
+            return last + (self._end_for_the_client(why) if quiet else self._reset_both(why))
+        if self.state is State.CLOSING:
+            return last
+        return last + (self._cut_off(why) if quiet else self._reset_both(why))
+
+    def _is_open(self) -> bool:
+        """Whether both sides may still say something, and be told it."""
+        broken = self._client.broken or self._upstream.broken
+        return self.state is State.RELAYING and not broken
+
+    def _give_up_dialling(self, why: str) -> Commands:
+        self._upstream.end, self._upstream.gone = "timeout", True
+        self.detail = why
+        return [HangUp(), *self._leave_by_reset(Side.CLIENT)]
+
+    def _end_for_the_client(self, why: str) -> Commands:
+        # Not both at once: what the upstream still says, or that it says nothing more, must reach
+        # the client before close_notify does.
+        self.detail = why
+        return [StopReading(Side.CLIENT), *self.ended(Side.CLIENT, "timeout")]
+
+    def _reset_both(self, why: str) -> Commands:
+        self.detail = self.detail or why
+        self.state = State.CLOSING
+        commands: Commands = [Arm(self.limits.half_close)]
+        for side in Side:
+            one = self._of(side)
+            if not (one.gone or one.leaving):
+                one.end = one.end or "timeout"
+                one.leaving = True
+                commands.append(Reset(side))
+        return commands
+
+    def _cut_off(self, why: str) -> Commands:
+        self.state = State.CLOSING
+        self.detail = self.detail or why
         commands: Commands = [Arm(self.limits.half_close)]
         for side in Side:
             one = self._of(side)
@@ -352,6 +327,8 @@ class TunnelSession:
             one.leaving = True
             commands.append(Close(side) if in_order else Abort(side))
         return commands
+
+    # Stopping ---------------------------------------------------------------------------------
 
     def stop(self) -> Commands:
         """The service ends: everything goes at once."""

@@ -56,7 +56,7 @@ class TransportLane:
         :param clock: for the call that gets a drained lane out of its own ``send``
         """
         self.held = 0
-        self.moved = 0
+        self._writes = 0
         self._transport = transport
         self._clock = clock
         self.owner: LaneOwner = NOBODY
@@ -151,7 +151,7 @@ class TransportLane:
         """See :meth:`Lane.send`."""
         if self._closed or self._ending or self._leaving:
             return True
-        self.moved += 1
+        self._writes += 1
         self._transport.write(bytes(data))
         if self._full:
             self.held += len(data)
@@ -168,7 +168,7 @@ class TransportLane:
             return
         self._full = False
         self.held = 0
-        self.moved += 1
+        self._writes += 1
         # Not from inside the transport's own write.
         self._clock.callLater(0, self._drained)
 
@@ -185,6 +185,22 @@ class TransportLane:
             self._ended = True
             self._half_close()
         self.owner.drained()
+
+    def _under(self) -> Connection | None:
+        """The transport with the socket, where there is one."""
+        under = self._transport
+        while under is not None and not isinstance(under, Connection):
+            under = getattr(under, "transport", None)
+        return under
+
+    @property
+    def moved(self) -> object:
+        """See :attr:`Lane.moved`."""
+        # A peer that reads slowly takes less at once than the transport holds for it.
+        under = self._under()
+        return (
+            self._writes if under is None else (self._writes, under.offset, len(under.dataBuffer))
+        )
 
     def _produce_no_more(self) -> None:
         if self._produces:
@@ -229,9 +245,7 @@ class TransportLane:
         if self._closed or self._leaving or self._acknowledgement is not None:
             return
         self._produce_no_more()
-        under = self._transport
-        while under is not None and not isinstance(under, Connection):
-            under = getattr(under, "transport", None)
+        under = self._under()
         if under is None:
             self.abort()
             return

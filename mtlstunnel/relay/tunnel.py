@@ -12,10 +12,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from mtlstunnel.events import Closed, EventSink
-from mtlstunnel.relay.introduction import Introducer
-from mtlstunnel.relay.lanes import make_lane
-from mtlstunnel.relay.pump import PumpSide
-from mtlstunnel.relay.session import (
+from mtlstunnel.relay.commands import (
     Abort,
     Arm,
     Close,
@@ -25,16 +22,21 @@ from mtlstunnel.relay.session import (
     Disarm,
     Discard,
     End,
+    Expire,
     Finish,
     HangUp,
     Relay,
     Reset,
     Side,
     StopReading,
-    TunnelSession,
 )
+from mtlstunnel.relay.introduction import Introducer
+from mtlstunnel.relay.lanes import make_lane
+from mtlstunnel.relay.pump import PumpSide
+from mtlstunnel.relay.session import TunnelSession
 from mtlstunnel.relay.upstream import Attempt, Upstream, UpstreamFactory, UpstreamProtocol
 from mtlstunnel.settings import TimeLimits
+from mtlstunnel.timers import Timer, TimerWheel
 from mtlstunnel.tls.established import EstablishedSession, ISessionTaker
 from mtlstunnel.tls.records import Buffers, RecordMachine, open_machine
 
@@ -42,6 +44,15 @@ _log = Logger()
 
 SHRINK_SECONDS = 2.0
 """How long a session is quiet before it gives back the memory that a batch made it take."""
+
+LOOKS = 4
+"""
+How often a tunnel is looked at while a time-out runs: it ends that much after the last byte, and
+up to a quarter of it later.  Nothing is done for this when a byte is carried.
+"""
+
+LULL_SECONDS = 1.0
+"""For how long nothing is carried by a tunnel that is quiet as it becomes too old."""
 
 
 class Shrinker:
@@ -95,9 +106,9 @@ class Tunnel(Protocol):
     _upstream: PumpSide | None = None
     _upstream_protocol: UpstreamProtocol | None = None
     _attempt: Attempt | None = None
-    _timer: IDelayedCall | None = None
     _header = b""
-    _moved = 0
+    _timer: Timer | None = None
+    _expiry: Timer | None = None
     _connected_after: float | None = None
 
     def take_session(self, session: EstablishedSession) -> None:
@@ -115,6 +126,8 @@ class Tunnel(Protocol):
         session.receiver = lane
         self._client = PumpSide(Side.CLIENT, lane, self, self._machine, factory.shrinker.noticed)
         factory.live.add(self)
+        # As long as there is a connection to the upstream, too.
+        session.place.hold()
         self._do(self._session.start())
 
     def stop(self) -> None:
@@ -148,6 +161,8 @@ class Tunnel(Protocol):
                 self._arm(seconds)
             case Disarm():
                 self._disarm()
+            case Expire(seconds):
+                self._live_for(seconds)
             case Finish():
                 self._finish()
             case End(side):
@@ -242,23 +257,53 @@ class Tunnel(Protocol):
 
     # Time -------------------------------------------------------------------------------------
 
-    def _carried(self) -> int:
-        sides = [side for side in (self._client, self._upstream) if side is not None]
-        return sum(side.lane.moved for side in sides)
+    def _sides(self) -> list[PumpSide]:
+        return [side for side in (self._client, self._upstream) if side is not None]
+
+    def _carried(self) -> list[object]:
+        return [side.lane.moved for side in self._sides()]
+
+    def _holding(self) -> bool:
+        return any(side.lane.held for side in self._sides())
 
     def _arm(self, seconds: float) -> None:
         self._disarm()
+        self._patience = seconds
+        self._quiet_since = self.factory.reactor.seconds()
         self._moved = self._carried()
-        self._timer = self.factory.reactor.callLater(seconds, self._timed_out)
+        self._timer = self.factory.timers.call_later(seconds / LOOKS, self._look)
 
     def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _timed_out(self) -> None:
+    def _look(self) -> None:
+        now = self.factory.reactor.seconds()
+        moved = self._carried()
+        if moved != self._moved:
+            self._moved, self._quiet_since = moved, now
+        left = self._quiet_since + self._patience - now
+        if left > 0:
+            wait = min(left, self._patience / LOOKS)
+            self._timer = self.factory.timers.call_later(wait, self._look)
+            return
         self._timer = None
-        self._do(self._session.timed_out(progress=self._carried() != self._moved))
+        self._do(self._session.timed_out(holding=self._holding()))
+
+    def _live_for(self, seconds: float) -> None:
+        self._expiry = self.factory.timers.call_later(seconds, self._grow_old)
+
+    def _grow_old(self) -> None:
+        # Whether it is in the middle of something shows in a moment.
+        moved = self._carried()
+
+        def expire() -> None:
+            self._expiry = None
+            quiet = moved == self._carried() and not self._holding()
+            self._do(self._session.expired(quiet=quiet))
+
+        self._expiry = self.factory.timers.call_later(LULL_SECONDS, expire)
 
     def _seconds(self) -> float:
         return float(round(self.factory.reactor.seconds() - self._started, 6))
@@ -279,6 +324,9 @@ class Tunnel(Protocol):
         factory = self.factory
         factory.live.discard(self)
         factory.shrinker.forget(self._machine)
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
         event = Closed(
             connection=self._established.info,
             upstream=factory.upstream_name,
@@ -291,15 +339,16 @@ class Tunnel(Protocol):
             duration=self._seconds(),
         )
         # A session weighs 40 KiB, and the garbage collector comes late: it must not wait for it.
-        for side in (self._client, self._upstream):
-            if side is not None:
-                side.let_go()
+        for side in self._sides():
+            side.let_go()
+        place = self._established.place
         self._client = self._upstream = self._upstream_protocol = None
         del self._machine, self._established
         try:
             factory.events(event)
         except Exception:
             _log.failure("the end of a connection could not be told: {event}", event=event)
+        place.leave()
 
 
 if TYPE_CHECKING:
@@ -318,6 +367,7 @@ class TunnelFactory(_TunnelFactory):
     :ivar upstream_name: what events call the upstream
     :ivar events: gets the end of every tunnel
     :ivar introduce: makes what the upstream gets before the client's bytes; nothing where None
+    :ivar timers: for time-outs; may be shared with the door
     :ivar live: the tunnels there are
     """
 
@@ -328,6 +378,7 @@ class TunnelFactory(_TunnelFactory):
     events: EventSink
     introduce: Introducer | None = None
     buffers: Buffers = attrs.Factory(Buffers)
+    timers: TimerWheel = attrs.Factory(lambda self: TimerWheel(self.reactor), takes_self=True)
     shrinker: Shrinker = attrs.field(init=False)
     live: set[Tunnel] = attrs.field(init=False, factory=set)
 

@@ -24,7 +24,8 @@ from mtlstunnel.service.selfmade import default_state_dir, pin_advice, selfmade_
 from mtlstunnel.settings import Place, TunnelSettings
 from mtlstunnel.tls.context import DoorContext, utc_now
 from mtlstunnel.tls.credentials import Credentials, load_credentials
-from mtlstunnel.tls.door import DoorFactory, describe_address
+from mtlstunnel.tls.door import DoorFactory
+from mtlstunnel.tls.transports import describe_address
 from mtlstunnel.trust.bundle import Anchor
 from mtlstunnel.trust.identity import display_name
 from mtlstunnel.trust.policy import load_trust

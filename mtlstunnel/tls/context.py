@@ -17,7 +17,7 @@ from mtlstunnel.tls import bindings
 from mtlstunnel.tls.credentials import Credentials
 from mtlstunnel.tls.resumption import AcceptedPaths
 from mtlstunnel.trust.bundle import Bundle
-from mtlstunnel.trust.identity import identity_of_der
+from mtlstunnel.trust.identity import Identity, identity_of_der
 from mtlstunnel.trust.policy import EVERY_GOOD_PATH, Policy
 from mtlstunnel.trust.reasons import SPECIFIC_ALERT, Alert, Reason
 from mtlstunnel.trust.strategy import Outcome, Unverified, outcome_of
@@ -59,6 +59,9 @@ NOTE_AGAIN = datetime.timedelta(hours=1)
 """The same note on clients that are let in is logged once in so long."""
 
 Clock = Callable[[], datetime.datetime]
+
+Objection = Callable[[Identity], Refused | None]
+"""Why a client with a good certificate may not come in just now, or None."""
 
 
 def utc_now() -> datetime.datetime:
@@ -120,6 +123,7 @@ class DoorContext:
     _kept_alive: object = attrs.field(init=False, repr=False)
     _outcome: Outcome | None = attrs.field(init=False, default=None, repr=False)
     _path: Sequence[bytes] = attrs.field(init=False, default=(), repr=False)
+    _objection: Objection | None = attrs.field(init=False, default=None, repr=False)
     _accepted: AcceptedPaths = attrs.field(init=False, factory=AcceptedPaths, repr=False)
     _noted: dict[str, datetime.datetime] = attrs.field(init=False, factory=dict, repr=False)
 
@@ -203,14 +207,15 @@ class DoorContext:
         bindings.take_no_ticket(connection)
         return connection
 
-    def do_handshake(self, connection: SSL.Connection) -> None:
+    def do_handshake(self, connection: SSL.Connection, objection: Objection | None = None) -> None:
         """
         Take a handshake one step further.  Only one handshake is inside OpenSSL at a time, so
         :attr:`outcome` and :attr:`path` are then about this step of this connection.
 
+        :param objection: has the last word on who would be accepted
         :raises OpenSSL.SSL.Error: as pyOpenSSL's own
         """
-        self._outcome, self._path = None, ()
+        self._outcome, self._path, self._objection = None, (), objection
         connection.do_handshake()
 
     @property
@@ -231,7 +236,9 @@ class DoorContext:
         """A client has come in by this path, and may resume its session."""
         self._accepted.remember(path)
 
-    def outcome_of_resumption(self, connection: SSL.Connection) -> Outcome | None:
+    def outcome_of_resumption(
+        self, connection: SSL.Connection, objection: Objection | None = None
+    ) -> Outcome | None:
         """
         Judge a client again that resumes its session: dates, revocation and access rules by now.
 
@@ -242,7 +249,7 @@ class DoorContext:
             path = self._accepted.recall(leaf.public_bytes(Encoding.DER)) if leaf else None
             if path is None:
                 return None
-            verdict = self._verdict_on(Presented(path))
+            verdict = self._verdict_on(Presented(path), objection)
         except Exception:
             _log.failure("a resumption could not be judged; it becomes a whole handshake")
             return None
@@ -282,14 +289,16 @@ class DoorContext:
             leaf = bindings.store_leaf(store_context)
             finding = Finding(code, depth, bindings.store_current(store_context))
             presented = Presented(() if leaf is None else (leaf,), finding)
-        verdict = self._verdict_on(presented)
+        verdict = self._verdict_on(presented, self._objection)
         if isinstance(verdict, Accepted):
             self._path = presented.path
         return outcome_of(verdict, self.verify)
 
-    def _verdict_on(self, presented: Presented) -> Verdict:
+    def _verdict_on(self, presented: Presented, objection: Objection | None) -> Verdict:
         now = self.now()
         verdict = judge(presented, now, self.policy)
+        if objection is not None and isinstance(verdict, Accepted):
+            verdict = objection(verdict.identity) or verdict
         if isinstance(verdict, Accepted) and verdict.note:
             # There are as many notes as CRLs that can be late at once, so this stays small.
             last = self._noted.get(verdict.note)

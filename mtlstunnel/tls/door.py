@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from OpenSSL import SSL
 from twisted.internet.error import ConnectionDone
@@ -31,18 +30,16 @@ from mtlstunnel.events import (
     Probe,
     RefusedClient,
 )
+from mtlstunnel.timers import Timer, TimerWheel
 from mtlstunnel.tls import bindings
 from mtlstunnel.tls.context import DoorContext
+from mtlstunnel.tls.crowd import Crowd, Place
 from mtlstunnel.tls.established import EstablishedSession, ISessionTaker, session_receive
 from mtlstunnel.tls.handshake import Handshake, Progress
-from mtlstunnel.tls.transports import bare_socket_transport
+from mtlstunnel.tls.transports import bare_socket_transport, describe_address
 from mtlstunnel.trust.identity import Identity
 from mtlstunnel.trust.reasons import Reason
-from mtlstunnel.trust.strategy import Unverified
 from mtlstunnel.trust.verdict import Accepted, Refused
-
-if TYPE_CHECKING:
-    from twisted.internet.interfaces import IDelayedCall
 
 _log = Logger()
 
@@ -76,10 +73,13 @@ class DoorProtocol(TLSMemoryBIOProtocol):
     _handshake: Handshake | None = None
     _connection: SSL.Connection | None = None
     _socket: socket.socket | None = None
-    _timer: IDelayedCall | None = None
+    _timer: Timer | None = None
     _session: EstablishedSession | None = None
+    _place: Place | None = None
+    _early: list[bytes] | None = None
+    """What a transport still delivered while the client waited for a place."""
     _embedded = False
-    _aborted_by_us = False
+    _why_cut_off: str | None = None
     _dropped = 0
 
     def makeConnection(self, transport: Any) -> None:
@@ -88,7 +88,10 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         self.transport = transport
         self.connected = 1
         self._started = factory.clock.seconds()
-        self._handshake = Handshake(factory.context)
+        crowd = factory.crowd
+        self._handshake = Handshake(
+            factory.context, crowd.objection if crowd.counts_clients else None
+        )
         self._generation = factory.context.generation
         self._receive: Callable[[bytes], None] = self._handshake_received
         self._listener = factory.listener or describe_address(transport.getHost())
@@ -97,7 +100,8 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         if bare is not None:
             self._socket = bare.getHandle()
         factory.live.add(self)
-        self._timer = factory.clock.callLater(factory.handshake_timeout, self._too_slow)
+        crowd.arrived(self)
+        self._timer = factory.timers.call_later(factory.handshake_timeout, self._too_slow)
         if hasattr(transport, "setTcpNoDelay"):
             transport.setTcpNoDelay(True)
 
@@ -155,13 +159,33 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         return round(self.factory.clock.seconds() - self._started, 6)
 
     def _accepted(self, handshake: Handshake) -> None:
+        crowd = self.factory.crowd
+        client = None
+        if isinstance(handshake.verdict, Accepted):
+            client = handshake.verdict.identity
+            # Others of its own may have come in since it was judged.  It is too late for an alert.
+            late = crowd.objection(client)
+            if late is not None:
+                self._refused(handshake, late)
+                return
         self._stop_timer()
+        crowd.is_no_stranger(self)
+        place = self._place = crowd.place(client, self._come_in)
+        place.ask()
+        if not place.is_in:
+            self._early = []
+            self._receive = self._early.append
+            self.transport.pauseProducing()
+
+    def _come_in(self) -> None:
+        """There is a place: tell of it, and connect what is behind the door."""
+        handshake = cast("Handshake", self._handshake)
         self._handshake = None
         accepted = AcceptedClient(
             connection=self.info,
             tls=handshake.tls_info(),
             duration=self._seconds(),
-            **_what_is_told(cast("Accepted | Unverified", handshake.verdict)),
+            **handshake.who_came_in(),
         )
         if not self._tell(accepted):
             # Nobody comes in of whom there is no record.
@@ -171,6 +195,17 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         self.is_in = True
         if isinstance(handshake.verdict, Accepted):
             self.identity = handshake.verdict.identity
+        has_waited = self._early is not None
+        try:
+            self._connect_wrapped(handshake)
+        except Exception:
+            if not has_waited:
+                raise
+            # Another's connection has made room for this one, and must not suffer.
+            _log.failure("what is behind the door failed as a client came in")
+            self.transport.abortConnection()
+
+    def _connect_wrapped(self, handshake: Handshake) -> None:
         if ISessionTaker.providedBy(self.wrappedProtocol):
             session = EstablishedSession(
                 handshake.connection,
@@ -179,20 +214,34 @@ class DoorProtocol(TLSMemoryBIOProtocol):
                 self.identity,
                 flushed=self._socket is not None,
                 resumed=handshake.resumed,
+                place=cast("Place", self._place),
             )
             self._session = session
             self._receive = session_receive(session)
             self.transport.pauseProducing()
             self.wrappedProtocol.take_session(session)
-        else:
-            self._embedded = True
-            self._receive = super().dataReceived
-            self._connection = handshake.connection
-            bindings.handshake_is_done(self)
-            super().makeConnection(self.transport)
-            bindings.deliver_buffered(self)
+            self._hand_on_early()
+            return
+        self._embedded = True
+        self._receive = super().dataReceived
+        self._connection = handshake.connection
+        bindings.handshake_is_done(self)
+        if self._early is not None:
+            self.transport.resumeProducing()
+        super().makeConnection(self.transport)
+        bindings.deliver_buffered(self)
+        self._hand_on_early()
+
+    def _hand_on_early(self) -> None:
+        early, self._early = self._early, None
+        for data in early or ():
+            self._receive(data)
 
     def _refused(self, handshake: Handshake, verdict: Refused) -> None:
+        self._tell_refused(handshake, verdict, handshake.alert)
+        self._linger()
+
+    def _tell_refused(self, handshake: Handshake, verdict: Refused, alert: int | None) -> None:
         self._tell(
             RefusedClient(
                 connection=self.info,
@@ -200,12 +249,11 @@ class DoorProtocol(TLSMemoryBIOProtocol):
                 reason=verdict.reason,
                 detail=verdict.detail,
                 depth=verdict.depth,
-                alert=handshake.alert,
+                alert=alert,
                 client=verdict.identity,
                 duration=self._seconds(),
             )
         )
-        self._linger()
 
     def _probed(self, detail: str) -> None:
         self._tell(Probe(connection=self.info, detail=detail, duration=self._seconds()))
@@ -215,9 +263,10 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         # The alert must be read before a RST can overtake it, and unread input makes close() send
         # one: so FIN first, then drop what still comes until the client hangs up.
         self._stop_timer()
+        self.factory.crowd.was_refused(self)
         self._handshake = None
         self._receive = self._drop
-        self._timer = self.factory.clock.callLater(REFUSAL_LINGER_SECONDS, self._cut_off)
+        self._timer = self.factory.timers.call_later(REFUSAL_LINGER_SECONDS, self._cut_off)
         if hasattr(self.transport, "loseWriteConnection"):
             self.transport.loseWriteConnection()
         else:
@@ -236,7 +285,7 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         self._timer = None
         waited = f"{self.factory.handshake_timeout:g} s"
         handshake = cast("Handshake", self._handshake)
-        if handshake.progress is Progress.SILENT:
+        if self.is_silent:
             self._probed(f"sent nothing for {waited}")
         else:
             self._refused(
@@ -246,8 +295,7 @@ class DoorProtocol(TLSMemoryBIOProtocol):
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
-            if self._timer.active():
-                self._timer.cancel()
+            self._timer.cancel()
             self._timer = None
 
     def readConnectionLost(self) -> None:
@@ -264,8 +312,15 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         """The client's transport is gone."""
         self._stop_timer()
         self.factory.live.discard(self)
+        self.factory.crowd.is_no_stranger(self)
         self._receive = _drop_all
         handshake, self._handshake = self._handshake, None
+        place, self._place = self._place, None
+        self._lost(handshake, place, reason)
+        if place is not None:
+            place.leave()
+
+    def _lost(self, handshake: Handshake | None, place: Place | None, reason: Failure) -> None:
         if self._session is not None:
             session, self._session = self._session, None
             session.receiver.raw_lost(reason)
@@ -274,29 +329,19 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         else:
             self.connected = 0
             if handshake is not None:
-                self._vanished(handshake, reason)
+                waited = place is not None
+                self._vanished(handshake, reason, waited=waited)
 
-    def _vanished(self, handshake: Handshake, reason: Failure) -> None:
-        if self._aborted_by_us:
-            how = "was cut off as the service stopped"
-        else:
-            how = "hung up" if reason.check(ConnectionDone) else "reset the connection"
+    def _vanished(self, handshake: Handshake, reason: Failure, *, waited: bool) -> None:
+        how = "hung up" if reason.check(ConnectionDone) else "reset the connection"
+        if self._why_cut_off is not None:
+            how = f"was cut off {self._why_cut_off}"
+        where = "while it waited for a place" if waited else "in the middle of the handshake"
         if handshake.progress is Progress.SILENT:
             detail = f"{how} without sending anything"
             self._tell(Probe(connection=self.info, detail=detail, duration=self._seconds()))
             return
-        self._tell(
-            RefusedClient(
-                connection=self.info,
-                tls=handshake.tls_info(),
-                reason=Reason.OTHER,
-                detail=f"the client {how} in the middle of the handshake",
-                depth=None,
-                alert=None,
-                client=None,
-                duration=self._seconds(),
-            )
-        )
+        self._tell_refused(handshake, Refused(Reason.OTHER, f"the client {how} {where}"), None)
 
     def established_connection(self) -> SSL.Connection:
         """The connection whose handshake is done, for the TLS layer to go on with."""
@@ -305,45 +350,20 @@ class DoorProtocol(TLSMemoryBIOProtocol):
             raise RuntimeError("the handshake is not done")
         return connection
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether it has sent nothing yet."""
+        return self._handshake is not None and self._handshake.progress is Progress.SILENT
+
     def abort(self) -> None:
         """Cut the connection off at once, whatever it is doing; for the end of the service."""
-        self._aborted_by_us = True
-        self.transport.abortConnection()
+        self._why_cut_off = "as the service stopped"
+        self._cut_off()
 
-
-def _what_is_told(verdict: Accepted | Unverified) -> dict[str, Any]:
-    """The fields of an :class:`AcceptedClient` that say who it is."""
-    if isinstance(verdict, Accepted):
-        return {
-            "client": verdict.identity,
-            "ca": verdict.anchor_sha256,
-            "detail": verdict.note or None,
-        }
-    told: dict[str, Any] = {"client": verdict.identity, "ca": None}
-    if verdict.objection is not None:
-        told.update(reason=verdict.objection.reason, detail=verdict.objection.detail)
-    return told
-
-
-def describe_address(address: IAddress | None) -> str:
-    """An address as events have it: HOST:PORT, [IPv6]:PORT, ``unix:PATH`` or its type's name."""
-    host, port = getattr(address, "host", None), getattr(address, "port", None)
-    if host is not None and port is not None:
-        host = _shortest(host) if ":" in host else host
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    name = getattr(address, "name", None)
-    if isinstance(name, bytes):
-        return f"unix:{name.decode('utf-8', 'backslashreplace')}"
-    return "unix" if hasattr(address, "name") else type(address).__name__
-
-
-def _shortest(host: str) -> str:
-    """An IPv6 address in its usual form; Twisted reads those of PROXY headers unabbreviated."""
-    try:
-        address = ipaddress.IPv6Address(host)
-    except ValueError:
-        return host
-    return str(address.ipv4_mapped or address)
+    def make_room(self, why: str) -> None:
+        """See :class:`~mtlstunnel.tls.crowd.Stranger`."""
+        self._why_cut_off = f"to make room ({why})"
+        self._cut_off()
 
 
 @implementer(IOpenSSLServerConnectionCreator)
@@ -360,6 +380,7 @@ class DoorFactory(TLSMemoryBIOFactory):
     ``identity_of(self.transport)`` tells them who it is.
 
     :ivar context: judges connections from now on; may be replaced at any time
+    :ivar crowd: who is here, of this door and of those that share it
     :ivar live: the connections there are, in whatever state
     """
 
@@ -375,6 +396,8 @@ class DoorFactory(TLSMemoryBIOFactory):
         handshake_timeout: float = 10.0,
         listener: str = "",
         next_id: Callable[[], str] | None = None,
+        crowd: Crowd | None = None,
+        timers: TimerWheel | None = None,
     ) -> None:
         """
         :param clock: for time-outs, usually the reactor
@@ -382,6 +405,8 @@ class DoorFactory(TLSMemoryBIOFactory):
         :param handshake_timeout: seconds from the accepted connection to the verdict
         :param listener: what events call the place clients connected to; the transport's own
             address where empty
+        :param crowd: who is here; shared by the doors of one service
+        :param timers: for time-outs; may be shared
         """
         super().__init__(_EstablishedCreator(), False, wrapped, clock)
         self.context = context
@@ -390,7 +415,17 @@ class DoorFactory(TLSMemoryBIOFactory):
         self.handshake_timeout = handshake_timeout
         self.listener = listener
         self.next_id = ConnectionIds() if next_id is None else next_id
+        self.crowd = Crowd() if crowd is None else crowd
+        self.timers = TimerWheel(clock) if timers is None else timers
         self.live: set[DoorProtocol] = set()
+
+    def startFactory(self) -> None:
+        """Somebody listens."""
+        self.timers.keep()
+
+    def stopFactory(self) -> None:
+        """Nobody listens any more."""
+        self.timers.release()
 
     def buildProtocol(self, addr: IAddress | None) -> DoorProtocol | None:  # type: ignore[override]
         """A connection at the door, or None where the wrapped factory wants none."""

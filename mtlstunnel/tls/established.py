@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from zope.interface import Interface
 
 from mtlstunnel.events import ConnectionInfo, TLSInfo
+from mtlstunnel.tls.crowd import Place
 from mtlstunnel.tls.handshake import negotiated
 from mtlstunnel.trust.identity import Identity
 
@@ -54,6 +55,8 @@ class EstablishedSession:
     :ivar transport: the client's own transport; its reading is paused
     :ivar identity: who the client is; None where nobody vouches for it
     :ivar flushed: whether the transport is known to have nothing left to write
+    :ivar place: what counts the client as being in, until its transport is gone; to be held by one
+        who has still something to do for it then
     :ivar resumed: whether the client went on from a ticket, and was judged again
     :ivar receiver: who gets what still comes through the transport
     """
@@ -63,6 +66,7 @@ class EstablishedSession:
     info: ConnectionInfo
     identity: Identity | None
     flushed: bool
+    place: Place
     resumed: bool = False
     receiver: RawReceiver = attrs.Factory(_Nobody)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 from OpenSSL import SSL
 
 from mtlstunnel.events import TLSInfo
 from mtlstunnel.tls import bindings
-from mtlstunnel.tls.context import DoorContext, alert_for
+from mtlstunnel.tls.context import DoorContext, Objection, alert_for
 from mtlstunnel.trust.identity import escape, escape_bytes
 from mtlstunnel.trust.reasons import Alert, Reason
 from mtlstunnel.trust.strategy import Outcome, Unverified
@@ -88,6 +89,7 @@ class Handshake:
     """
     The server's side of one handshake.
 
+    :ivar objection: has the last word on a client that would be accepted
     :ivar progress: how far it is
     :ivar verdict: what was decided; also for handshakes that failed otherwise
     :ivar alert: the alert the client was sent; None where none was, or its number is not known
@@ -95,6 +97,7 @@ class Handshake:
     """
 
     context: DoorContext
+    objection: Objection | None = None
     connection: SSL.Connection = attrs.field(init=False)
     progress: Progress = attrs.field(init=False, default=Progress.SILENT)
     verdict: Outcome | None = attrs.field(init=False, default=None)
@@ -129,7 +132,7 @@ class Handshake:
         unsaid = 0
         if self._may_resume and bindings.session_was_resumed(self.connection):
             self._may_resume = False
-            self.verdict = self.context.outcome_of_resumption(self.connection)
+            self.verdict = self.context.outcome_of_resumption(self.connection, self.objection)
             self.resumed = self.verdict is not None
             if not self.resumed:
                 # Nothing of the resumption has gone out yet, so it never was.
@@ -157,7 +160,7 @@ class Handshake:
         self.connection.bio_write(data)
         is_done, fault = False, None
         try:
-            context.do_handshake(self.connection)
+            context.do_handshake(self.connection, self.objection)
             is_done = True
         except SSL.WantReadError:
             pass
@@ -209,6 +212,18 @@ class Handshake:
         wire = b"".join(parts)
         self._answered = self._answered or wire[:1] == bytes([_HANDSHAKE_RECORD])
         return wire
+
+    def who_came_in(self) -> dict[str, Any]:
+        """The fields of an :class:`~mtlstunnel.events.AcceptedClient` that say who it is."""
+        match self.verdict:
+            case Accepted() as verdict:
+                ca, detail = verdict.anchor_sha256, verdict.note or None
+                return {"client": verdict.identity, "ca": ca, "detail": detail}
+            case Unverified(identity, None):
+                return {"client": identity, "ca": None}
+            case Unverified(identity, Refused(reason, detail)):
+                return {"client": identity, "ca": None, "reason": reason, "detail": detail}
+        raise RuntimeError("nobody came in")
 
     def tls_info(self) -> TLSInfo:
         """What was negotiated so far."""

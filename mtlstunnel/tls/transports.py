@@ -1,9 +1,11 @@
-"""What lies under a transport: whether its socket carries just the bytes that it carries."""
+"""What lies under a transport: its socket, where that carries the same bytes, and its address."""
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
 
+from twisted.internet.interfaces import IAddress
 from twisted.internet.tcp import Connection
 
 from mtlstunnel.tls.bindings import HAProxyProtocolWrapper
@@ -20,3 +22,24 @@ def bare_socket_transport(transport: Any) -> Connection | None:
     if isinstance(transport, Connection) and not transport.TLS:
         return transport
     return None
+
+
+def describe_address(address: IAddress | None) -> str:
+    """An address as events have it: HOST:PORT, [IPv6]:PORT, ``unix:PATH`` or its type's name."""
+    host, port = getattr(address, "host", None), getattr(address, "port", None)
+    if host is not None and port is not None:
+        host = _shortest(host) if ":" in host else host
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    name = getattr(address, "name", None)
+    if isinstance(name, bytes):
+        return f"unix:{name.decode('utf-8', 'backslashreplace')}"
+    return "unix" if hasattr(address, "name") else type(address).__name__
+
+
+def _shortest(host: str) -> str:
+    """An IPv6 address in its usual form; Twisted reads those of PROXY headers unabbreviated."""
+    try:
+        address = ipaddress.IPv6Address(host)
+    except ValueError:
+        return host
+    return str(address.ipv4_mapped or address)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from twisted.trial import unittest
 
-from mtlstunnel.relay.session import (
+from mtlstunnel.relay.commands import (
     Abort,
     Arm,
     Close,
@@ -21,39 +21,43 @@ from mtlstunnel.relay.session import (
     Disarm,
     Discard,
     End,
+    Expire,
     Finish,
     HangUp,
     Relay,
     Reset,
     Side,
-    State,
     StopReading,
-    TunnelSession,
 )
+from mtlstunnel.relay.session import State, TunnelSession
 from mtlstunnel.settings import TimeLimits
 
 C, U = Side.CLIENT, Side.UPSTREAM
-CONNECT, HALF_CLOSE = 10.0, 60.0
+CONNECT, HALF_CLOSE, IDLE, LIFETIME = 10.0, 60.0, 300.0, 3600.0
 LIMITS = TimeLimits(connect=CONNECT, half_close=HALF_CLOSE)
+ALL_LIMITS = TimeLimits(connect=CONNECT, half_close=HALF_CLOSE, idle=IDLE, lifetime=LIFETIME)
 WAIT = Arm(HALF_CLOSE)
+LAST = Expire(HALF_CLOSE)
 OVER: Commands = [Disarm(), Finish()]
 
 
-def dialling() -> TunnelSession:
-    session = TunnelSession(LIMITS)
+def dialling(limits: TimeLimits = LIMITS) -> TunnelSession:
+    session = TunnelSession(limits)
     session.start()
     return session
 
 
-def relaying() -> TunnelSession:
-    session = dialling()
+def relaying(limits: TimeLimits = LIMITS) -> TunnelSession:
+    session = dialling(limits)
     session.upstream_ready()
     return session
 
 
-def half_closed(side: Side, *, delivered: bool = True) -> TunnelSession:
+def half_closed(
+    side: Side, *, delivered: bool = True, limits: TimeLimits = LIMITS
+) -> TunnelSession:
     """The side has ended in order, and the other knows."""
-    session = relaying()
+    session = relaying(limits)
     session.ended(side, "fin")
     if delivered:
         session.delivered(side.other)
@@ -126,17 +130,14 @@ class Dialling(unittest.SynchronousTestCase):
 
     def test_an_upstream_that_hangs_in_connect_is_given_up(self) -> None:
         session = dialling()
-        self.assertEqual(session.timed_out(progress=False), [HangUp(), WAIT, Reset(C)])
+        self.assertEqual(session.timed_out(holding=False), [HangUp(), WAIT, Reset(C)])
         self.assertEqual(session.gone(C), OVER)
         self.assertEqual((session.end_of(C), session.end_of(U)), ("aborted", "timeout"))
         self.assertEqual(session.detail, "not connected within 10 s")
 
-    def test_progress_does_not_lengthen_the_connect_time_out(self) -> None:
-        self.assertEqual(dialling().timed_out(progress=True), [HangUp(), WAIT, Reset(C)])
-
     def test_an_upstream_that_comes_too_late_is_dropped(self) -> None:
         session = dialling()
-        session.timed_out(progress=False)
+        session.timed_out(holding=False)
         self.assertEqual(session.upstream_ready(), [Abort(U)])
         self.assertEqual(session.gone(U), [])
         self.assertEqual(session.gone(C), OVER)
@@ -145,7 +146,7 @@ class Dialling(unittest.SynchronousTestCase):
 
     def test_a_failure_after_hanging_up_changes_nothing(self) -> None:
         session = dialling()
-        session.timed_out(progress=False)
+        session.timed_out(holding=False)
         self.assertEqual(session.upstream_failed("not_connected", "cancelled"), [])
         self.assertEqual(session.end_of(U), "timeout")
 
@@ -227,7 +228,7 @@ class Resets(unittest.SynchronousTestCase):
             session.ended(U, "fin"),
             session.broken(U),
             session.delivered(U),
-            session.timed_out(progress=False),
+            session.timed_out(holding=False),
             session.stop(),
         ):
             self.assertEqual(late, [])
@@ -263,7 +264,7 @@ class Broken(unittest.SynchronousTestCase):
     def test_broken_and_never_ended_is_cut_off_by_the_time_out(self) -> None:
         session = relaying()
         session.broken(U)
-        self.assertEqual(session.timed_out(progress=False), [WAIT, Abort(C), Abort(U)])
+        self.assertEqual(session.timed_out(holding=False), [WAIT, Abort(C), Abort(U)])
 
     def test_broken_after_its_orderly_end_serves_the_other_to_its_end(self) -> None:
         for side in Side:
@@ -299,41 +300,144 @@ class Broken(unittest.SynchronousTestCase):
 class TimeOuts(unittest.SynchronousTestCase):
     """Nobody is waited for longer than a named time-out."""
 
-    def test_progress_renews_the_time_out(self) -> None:
-        for side in Side:
-            session = half_closed(side, delivered=False)
-            self.assertEqual(session.timed_out(progress=True), [WAIT])
-            self.assertFalse(session.closed)
-
     def test_a_silent_side_is_closed_in_order_where_it_was_told_all(self) -> None:
         session = half_closed(C)
-        self.assertEqual(session.timed_out(progress=False), [WAIT, Abort(C), Close(U)])
+        self.assertEqual(session.timed_out(holding=False), [WAIT, Abort(C), Close(U)])
         self.assertEqual((session.end_of(C), session.end_of(U)), ("fin", "timeout"))
-        self.assertEqual(session.detail, "no byte for 60 s after one side had ended")
+        self.assertEqual(
+            session.detail, "no byte for 60 s after one side had ended (--half-close-timeout)"
+        )
 
     def test_a_client_that_never_answers_close_notify_is_closed_in_order(self) -> None:
         session = half_closed(U)
-        self.assertEqual(session.timed_out(progress=False), [WAIT, Close(C), Abort(U)])
+        self.assertEqual(session.timed_out(holding=False), [WAIT, Close(C), Abort(U)])
 
     def test_a_side_that_does_not_take_what_is_held_for_it_is_reset(self) -> None:
         session = half_closed(C, delivered=False)
-        self.assertEqual(session.timed_out(progress=False), [WAIT, Abort(C), Abort(U)])
+        self.assertEqual(session.timed_out(holding=False), [WAIT, Abort(C), Abort(U)])
 
     def test_a_close_that_never_comes_about_becomes_a_reset(self) -> None:
         session = half_closed(C)
-        session.timed_out(progress=False)
-        self.assertEqual(session.timed_out(progress=False), [WAIT, Abort(C), Abort(U)])
+        session.timed_out(holding=False)
+        self.assertEqual(session.timed_out(holding=False), [WAIT, Abort(C), Abort(U)])
 
     def test_a_reset_that_never_comes_about_becomes_an_abort(self) -> None:
         session = relaying()
         session.lost(U, "reset")
-        self.assertEqual(session.timed_out(progress=False), [WAIT, Abort(C)])
+        self.assertEqual(session.timed_out(holding=False), [WAIT, Abort(C)])
 
     def test_a_lingering_side_that_says_nothing_more_is_closed(self) -> None:
         session = half_closed(C)
         session.lost(C, "reset")
-        self.assertEqual(session.timed_out(progress=False), [WAIT, Close(U)])
+        self.assertEqual(session.timed_out(holding=False), [WAIT, Close(U)])
         self.assertEqual(session.gone(U), OVER)
+
+
+class Idle(unittest.SynchronousTestCase):
+    """Neither side has ended, and neither says anything."""
+
+    def test_the_time_runs_from_when_the_upstream_is_ready(self) -> None:
+        self.assertEqual(dialling(ALL_LIMITS).upstream_ready(), [Arm(IDLE), Relay()])
+
+    def test_it_is_ended_as_if_the_client_had_ended_and_the_upstream_decides(self) -> None:
+        session = relaying(ALL_LIMITS)
+        commands = session.timed_out(holding=False)
+        self.assertEqual(commands, [StopReading(C), WAIT, End(U)])
+        self.assertEqual(session.delivered(U), [])
+        self.assertEqual(session.ended(U, "fin"), [WAIT, End(C)])
+        self.assertEqual(session.delivered(C), [Close(C), Close(U)])
+        self.assertEqual(session.gone(C), [])
+        self.assertEqual(session.gone(U), OVER)
+        self.assertEqual((session.end_of(C), session.end_of(U)), ("timeout", "fin"))
+        self.assertEqual(session.detail, "no byte for 300 s (--idle-timeout)")
+
+    def test_an_upstream_that_does_not_end_then_is_cut_off_and_the_client_is_reset(self) -> None:
+        session = relaying(ALL_LIMITS)
+        session.timed_out(holding=False)
+        session.delivered(U)
+        self.assertEqual(session.timed_out(holding=False), [WAIT, Abort(C), Close(U)])
+        self.assertEqual((session.end_of(C), session.end_of(U)), ("timeout", "timeout"))
+        self.assertEqual(session.detail, "no byte for 300 s (--idle-timeout)")
+
+    def test_an_upstream_that_is_reset_then_resets_the_client(self) -> None:
+        session = relaying(ALL_LIMITS)
+        session.timed_out(holding=False)
+        self.assertEqual(session.lost(U, "reset"), [WAIT, Reset(C)])
+
+    def test_where_a_side_does_not_take_its_bytes_both_are_reset(self) -> None:
+        # Something is lost, so nothing may look like an end.
+        session = relaying(ALL_LIMITS)
+        self.assertEqual(session.timed_out(holding=True), [WAIT, Reset(C), Reset(U)])
+        self.assertEqual(session.timed_out(holding=True), [WAIT, Abort(C), Abort(U)])
+        self.assertEqual((session.end_of(C), session.end_of(U)), ("timeout", "timeout"))
+
+    def test_after_an_end_or_a_break_the_other_limit_counts(self) -> None:
+        session = half_closed(C, limits=ALL_LIMITS)
+        session.timed_out(holding=False)
+        self.assertIn("--half-close-timeout", str(session.detail))
+        session = relaying(ALL_LIMITS)
+        session.broken(U)
+        self.assertEqual(session.timed_out(holding=False), [WAIT, Abort(C), Abort(U)])
+
+
+class TooOld(unittest.SynchronousTestCase):
+    """A tunnel does not live for ever, where that is asked for."""
+
+    WHY = "open for 3600 s (--max-lifetime)"
+
+    def test_the_time_runs_from_the_verdict(self) -> None:
+        session = TunnelSession(ALL_LIMITS)
+        self.assertEqual(session.start(), [Arm(CONNECT), Expire(LIFETIME), Dial()])
+
+    def test_a_quiet_one_is_ended_in_order(self) -> None:
+        session = relaying(ALL_LIMITS)
+        commands = session.expired(quiet=True)
+        self.assertEqual(commands, [LAST, StopReading(C), WAIT, End(U)])
+        session.delivered(U)
+        self.assertEqual(session.ended(U, "fin"), [WAIT, End(C)])
+        self.assertEqual(session.delivered(C), [Close(C), Close(U)])
+        self.assertEqual((session.end_of(C), session.end_of(U)), ("timeout", "fin"))
+        self.assertEqual(session.detail, self.WHY)
+
+    def test_one_in_mid_transfer_is_reset(self) -> None:
+        session = relaying(ALL_LIMITS)
+        self.assertEqual(session.expired(quiet=False), [LAST, WAIT, Reset(C), Reset(U)])
+        self.assertEqual((session.end_of(C), session.end_of(U)), ("timeout", "timeout"))
+        self.assertEqual(session.detail, self.WHY)
+
+    def test_the_end_it_is_given_is_not_without_limit_whatever_is_carried(self) -> None:
+        session = relaying(ALL_LIMITS)
+        session.expired(quiet=True)
+        session.delivered(U)
+        self.assertEqual(session.expired(quiet=False), [WAIT, Abort(C), Close(U)])
+        session = relaying(ALL_LIMITS)
+        session.expired(quiet=False)
+        self.assertEqual(session.expired(quiet=False), [WAIT, Abort(C), Abort(U)])
+
+    def test_one_that_waits_for_its_upstream_hangs_up(self) -> None:
+        session = dialling(ALL_LIMITS)
+        self.assertEqual(session.expired(quiet=True), [HangUp(), WAIT, Reset(C)])
+        self.assertEqual((session.end_of(C), session.end_of(U)), ("aborted", "timeout"))
+        self.assertEqual(session.detail, self.WHY)
+
+    def test_a_half_closed_one_is_cut_off_or_reset(self) -> None:
+        session = half_closed(C, limits=ALL_LIMITS)
+        self.assertEqual(session.expired(quiet=True), [LAST, WAIT, Abort(C), Close(U)])
+        session = half_closed(C, limits=ALL_LIMITS)
+        self.assertEqual(session.expired(quiet=False), [LAST, WAIT, Reset(C), Reset(U)])
+
+    def test_one_that_closes_gets_a_last_time(self) -> None:
+        session = half_closed(C, limits=ALL_LIMITS)
+        session.ended(U, "fin")
+        self.assertEqual(session.expired(quiet=False), [LAST])
+        self.assertEqual(session.expired(quiet=False), [WAIT, Abort(C), Close(U)])
+
+    def test_nothing_is_done_for_one_that_is_over(self) -> None:
+        session = relaying(ALL_LIMITS)
+        session.stop()
+        session.gone(C)
+        session.gone(U)
+        self.assertEqual(session.expired(quiet=True), [])
 
 
 class Stopping(unittest.SynchronousTestCase):
@@ -395,11 +499,18 @@ class Model:
         :param nested: an event that a command brings at once is told before the next command is
             carried out; otherwise after all of them
         """
-        self.session = TunnelSession(LIMITS)
+        # Each limit may be off.
+        kind = self.choose_from(choices)
+        self.limits = attrs.evolve(
+            LIMITS, idle=IDLE if kind & 1 else 0.0, lifetime=LIFETIME if kind & 2 else 0.0
+        )
+        self.session = TunnelSession(self.limits)
         self.lanes = {C: ModelLane(), U: ModelLane(closed=True)}
         self.choices = choices
         self.nested = nested
         self.armed = False
+        self.ages = False
+        self.times_expired = 0
         self.dialling = False
         self.finished = 0
         self.todo: deque[Command] = deque()
@@ -408,6 +519,10 @@ class Model:
         self.failed: set[Side] = set()
         self.history: list[object] = []
         self.carried: set[type] = set()
+
+    @staticmethod
+    def choose_from(choices: Iterator[int]) -> int:
+        return next(choices, 0) % 4
 
     def choose(self, count: int) -> int:
         return next(self.choices, 0) % count
@@ -454,7 +569,8 @@ class Model:
             if isinstance(command, End):
                 assert End not in lane.commanded, f"{command} twice"
                 assert not left, f"{command} after {left}"
-                assert side.other in self.orderly, f"{command} without an end in order"
+                ended_by_us = side is U and self.session.end_of(C) == "timeout"
+                assert ended_by_us or side.other in self.orderly, f"{command} without an end"
                 assert not lane.broken, f"{command} of a side that can be told nothing"
             if isinstance(command, Close):
                 assert not left, f"{command} after {left}"
@@ -481,8 +597,12 @@ class Model:
                     lane.reading = True
             case Arm(seconds):
                 assert not self.finished, "armed after the end"
-                assert seconds in (CONNECT, HALF_CLOSE)
+                assert seconds in (CONNECT, HALF_CLOSE, self.limits.idle)
                 self.armed = True
+            case Expire(seconds):
+                assert not self.finished, "lives on after the end"
+                assert seconds == (HALF_CLOSE if self.times_expired else LIFETIME)
+                self.ages = True
             case Disarm():
                 self.armed = False
             case Finish():
@@ -572,9 +692,17 @@ class Model:
             for name, more in (("ended", ("fin",)), ("broken", ()), ("gone", ())):
                 self.tell(name, C, *more)
 
-    def time_passes(self, *, progress: bool) -> None:
+    def time_passes(self, *, holding: bool) -> None:
         self.armed = False
-        self.tell("timed_out", progress=progress)
+        self.tell("timed_out", holding=holding)
+
+    def grows_old(self, *, quiet: bool) -> None:
+        self.ages = False
+        self.times_expired += 1
+        self.tell("expired", quiet=quiet)
+        if self.times_expired == 2 and not self.session.closed:
+            leaving = [lane.leaving for lane in self.lanes.values() if not lane.closed]
+            assert set(leaving) <= {"abort", "close"}, "the last time is not the last"
 
     def possible(self) -> list[Callable[[], None]]:
         session = self.session
@@ -582,8 +710,12 @@ class Model:
             happens: list[Callable[[], None]] = [self.leaves_while_dialling]
             if self.dialling:
                 happens += [self.dial_ends, self.dial_ends, self.dial_ends]
-            return [*happens, lambda: self.time_passes(progress=False), self.stop]
+            if self.ages:
+                happens.append(lambda: self.grows_old(quiet=True))
+            return [*happens, lambda: self.time_passes(holding=False), self.stop]
         happens = []
+        if self.ages:
+            happens.append(lambda: self.grows_old(quiet=bool(self.choose(2))))
         for side, lane in self.lanes.items():
             if lane.closed:
                 continue
@@ -597,7 +729,7 @@ class Model:
             if lane.leaving:
                 happens.append(lambda side=side: self.go(side))
         if self.armed:
-            happens.append(lambda: self.time_passes(progress=bool(self.choose(2))))
+            happens.append(lambda: self.time_passes(holding=bool(self.choose(2))))
         if not self.choose(8):
             happens.append(self.stop)
         return happens
@@ -618,13 +750,14 @@ class Model:
             return
         waits = (
             session.state is not State.RELAYING
+            or self.limits.idle
             or self.orderly
             or any(lane.broken or lane.closed for lane in self.lanes.values())
         )
         cutting_off = all(lane.closed or lane.leaving == "abort" for lane in self.lanes.values())
         if waits and not cutting_off:
             assert self.armed, "somebody is waited for without a limit"
-        if U in self.failed and U not in self.orderly:
+        if U not in self.orderly:
             client = self.lanes[C].commanded
             assert End not in client and Close not in client, "truncation does not show"
 
@@ -646,7 +779,7 @@ class Model:
                 if lane.leaving == "abort":
                     self.go(side)
             if self.armed:
-                self.time_passes(progress=False)
+                self.time_passes(holding=False)
             self.check()
         if self.session.state is State.RELAYING and not self.session.closed:
             # Nothing has ended, so nothing is waited for.
@@ -713,7 +846,7 @@ class EveryOrder(unittest.SynchronousTestCase):
             commands |= model.carried
             ends.update((model.session.end_of(C), model.session.end_of(U)))
         every = {Dial, HangUp, Relay, End, Discard, StopReading}
-        every |= {Close, Reset, Abort, Arm, Disarm, Finish}
+        every |= {Close, Reset, Abort, Arm, Disarm, Expire, Finish}
         self.assertEqual(commands, every)
         self.assertEqual(
             ends,

@@ -242,7 +242,7 @@ class InMemory(SynchronousTestCase):
         self.assertEqual(self.names(), ["probe"])
         self.clock.advance(0)
         self.assertEqual(visit.transport.fin, 0)
-        self.clock.advance(door.REFUSAL_LINGER_SECONDS + 0.1)
+        self.clock.advance(door.REFUSAL_LINGER_SECONDS + 1)
         self.assertTrue(visit.transport.aborted)
         self.clock.advance(0)
         self.assertEqual(self.names(), ["probe"])
@@ -258,7 +258,7 @@ class InMemory(SynchronousTestCase):
         self.assertIs(event.reason, Reason.OTHER)
         self.assertIn("not finished within 10 s", event.detail)
         visit.talk()  # too late
-        self.clock.advance(door.REFUSAL_LINGER_SECONDS + 0.1)
+        self.clock.advance(door.REFUSAL_LINGER_SECONDS + 1)
         self.clock.advance(0)
         self.assertEqual(self.names(), ["refused"])
         self.assert_silent()

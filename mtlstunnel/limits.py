@@ -1,0 +1,61 @@
+"""How many and how much: the limits that may be off, and how a person gives them."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import attrs
+
+from mtlstunnel.errors import SettingsError
+
+
+@attrs.frozen(kw_only=True)
+class CrowdLimits:
+    """
+    How many clients there may be at once; 0 for any number.
+
+    :ivar connections: clients that were let in; more wait until there is a place
+    :ivar per_client: connections of one verified client, known by its public key
+    :ivar handshakes: connections that were not let in, in their handshake or reading why not; None
+        for :data:`MOST_HANDSHAKES`, or a quarter of the descriptors this process may open where
+        that is less
+    """
+
+    connections: int = 0
+    per_client: int = 0
+    handshakes: int | None = None
+
+
+MOST_HANDSHAKES = 1000
+"""How many handshakes may be in progress at once, where nothing else is said."""
+
+
+def seconds_or_off(option: str, text: str) -> float:
+    """
+    Read a limit in seconds; 0 is none.
+
+    :raises SettingsError: it is not a number of zero or above
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 10**9:
+        raise SettingsError(
+            f"{option} {text!r}: give a number of seconds such as 300, or 0 for no limit"
+        )
+    return value
+
+
+def count_or_off(option: str, text: str) -> int:
+    """
+    Read how many of something there may be; 0 is any number.
+
+    :raises SettingsError: it is not a whole number of zero or above
+    """
+    if not re.fullmatch("[0-9]{1,9}", text, re.ASCII):
+        raise SettingsError(
+            f"{option} {text!r}: give a whole number such as 100, or 0 for no limit"
+        )
+    return int(text)
