@@ -31,10 +31,11 @@ MOST_HANDSHAKES = 1000
 """How many handshakes may be in progress at once, where nothing else is said."""
 
 
-def seconds_or_off(option: str, text: str) -> float:
+def seconds_or_off(option: str, text: str, off: str = "for no limit") -> float:
     """
-    Read a limit in seconds; 0 is none.
+    Read a limit in seconds, which may be 0.
 
+    :param off: what 0 is given for
     :raises SettingsError: it is not a number of zero or above
     """
     try:
@@ -42,9 +43,7 @@ def seconds_or_off(option: str, text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value < 10**9:
-        raise SettingsError(
-            f"{option} {text!r}: give a number of seconds such as 300, or 0 for no limit"
-        )
+        raise SettingsError(f"{option} {text!r}: give a number of seconds such as 300, or 0 {off}")
     return value
 
 

@@ -17,8 +17,10 @@ from twisted.logger import Logger
 from twisted.plugin import getPlugins
 
 from mtlstunnel.commands.people import fail
+from mtlstunnel.commands.signals import DrainOnSignals
 from mtlstunnel.commands.verdict_options import VerdictOptions
 from mtlstunnel.errors import ListenError, MtlstunnelError, SettingsError, person_lines
+from mtlstunnel.limits import CrowdLimits, count_or_off, seconds_or_off
 from mtlstunnel.service.audit_service import Account, AuditService, audit_destination
 from mtlstunnel.service.demo import DEMO_DIRECTORY, DEMO_PORT, Demo
 from mtlstunnel.service.listening import check_free
@@ -71,6 +73,22 @@ class Options(VerdictOptions):
         ["handshake-timeout", None, "10", "seconds to the verdict"],
         ["connect-timeout", None, "10", "seconds to reach the upstream"],
         ["half-close-timeout", None, "60", "seconds without a byte after one side has ended"],
+        ["idle-timeout", None, "0", "seconds without a byte before that [default: no limit]"],
+        ["max-lifetime", None, "0", "seconds a connection may be open [default: no limit]"],
+        ["drain-timeout", None, "60", "seconds open connections get at SIGTERM"],
+        ["max-connections", None, "0", "clients in at once; more wait [default: no limit]"],
+        [
+            "max-connections-per-client",
+            None,
+            "0",
+            "of one key; more are refused [default: no limit]",
+        ],
+        [
+            "max-handshakes",
+            None,
+            None,
+            "handshakes at once; the longest are cut off [default: 1000]",
+        ],
     ]
     optFlags: list[list[Any]] = [
         ["resumption", None, "let clients resume their sessions; they are judged again"],
@@ -124,6 +142,18 @@ class Options(VerdictOptions):
                 handshake=seconds("--handshake-timeout", self["handshake-timeout"]),
                 connect=seconds("--connect-timeout", self["connect-timeout"]),
                 half_close=seconds("--half-close-timeout", self["half-close-timeout"]),
+                idle=seconds_or_off("--idle-timeout", self["idle-timeout"]),
+                lifetime=seconds_or_off("--max-lifetime", self["max-lifetime"]),
+                drain=seconds_or_off(
+                    "--drain-timeout", self["drain-timeout"], "to cut them off at once"
+                ),
+            ),
+            "crowd": CrowdLimits(
+                connections=self._count("max-connections"),
+                per_client=self._count("max-connections-per-client"),
+                handshakes=None
+                if self["max-handshakes"] is None
+                else self._count("max-handshakes"),
             ),
         }
         if self.ports:
@@ -140,6 +170,9 @@ class Options(VerdictOptions):
             if settings["cert"] is None:
                 settings["cert"], settings["key"] = demo.server
         return TunnelSettings(**settings)
+
+    def _count(self, name: str) -> int:
+        return count_or_off(f"--{name}", self[name])
 
 
 class _ForPeople(Service):
@@ -213,6 +246,8 @@ def makeService(options: Options) -> IService:
         fail(error)
 
     def started() -> None:
+        # Not before the reactor has taken its own.
+        reactor.callWhenRunning(DrainOnSignals(reactor, tunnel).install)
         if demo is not None and sys.__stdout__ is not None:
             sys.__stdout__.write(demo.lines(tunnel.ports[0].getHost()))
             sys.__stdout__.flush()

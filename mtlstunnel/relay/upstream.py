@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any, Protocol, cast
 
 import attrs
@@ -138,6 +139,12 @@ def explain_failure(reason: Failure) -> tuple[str, str]:
     """
     The word and the sentence for an upstream that cannot be had.
     """
+    code = getattr(reason.value, "osError", None) or getattr(reason.value, "errno", None)
+    if code in (errno.EMFILE, errno.ENFILE):
+        return "no_descriptors", (
+            f"no descriptor is left for a connection to the upstream ({errno.errorcode[code]}); "
+            "raise the limit on open files (ulimit -n, LimitNOFILE=)"
+        )
     for kind, word in _FAILURES:
         if reason.check(kind):
             return word, escape(str(reason.value))

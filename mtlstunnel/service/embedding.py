@@ -19,7 +19,9 @@ from zope.interface import implementer
 
 from mtlstunnel.errors import SettingsError
 from mtlstunnel.events import EventSink
+from mtlstunnel.limits import CrowdLimits, count_or_off
 from mtlstunnel.service.audit import AuditLog
+from mtlstunnel.service.descriptors import within_descriptors
 from mtlstunnel.settings import (
     REFUSE_EXPIRED,
     AlertPolicy,
@@ -34,6 +36,7 @@ from mtlstunnel.settings import (
 )
 from mtlstunnel.tls.context import DoorContext, utc_now
 from mtlstunnel.tls.credentials import load_credentials
+from mtlstunnel.tls.crowd import Crowd
 from mtlstunnel.tls.door import DoorFactory
 from mtlstunnel.trust.policy import load_trust
 
@@ -57,6 +60,8 @@ def door_factory(
     crl_expired: CrlExpired = REFUSE_EXPIRED,
     strict: bool = False,
     handshake_timeout: float = 10.0,
+    max_handshakes: int | None = None,
+    max_connections_per_client: int = 0,
     events: EventSink | None = None,
 ) -> DoorFactory:
     """
@@ -75,6 +80,9 @@ def door_factory(
     :param crl_expired: what becomes of clients whose CRL is past its nextUpdate
     :param strict: whether certificates must keep to the whole of RFC 5280
     :param handshake_timeout: seconds from the accepted connection to the verdict
+    :param max_handshakes: how many may be in progress at once, the one that has taken longest is
+        cut off; 0 for any number, None for what suits this process
+    :param max_connections_per_client: how many a client may have open, by its key; 0 for any number
     :param events: gets every verdict; the application's log, as JSON lines, where None
     :raises MtlstunnelError: a bundle, certificate, key, rule or CRL cannot be used
     """
@@ -107,6 +115,11 @@ def door_factory(
         reactor,
         AuditLog() if events is None else events,
         handshake_timeout=handshake_timeout,
+        crowd=Crowd(
+            within_descriptors(
+                CrowdLimits(handshakes=max_handshakes, per_client=max_connections_per_client)
+            )
+        ),
     )
 
 
@@ -154,8 +167,9 @@ def mtls_endpoint(reactor: Any, *args: str, **kwargs: str) -> DoorEndpoint:
 
     The first part is a port or the beginning of another endpoint string, whose own options may
     follow: ``mtls:haproxy:tcp:443:cas=...``, ``mtls:unix:/run/app.sock:mode=600:cas=...``.  Own
-    options are cas, cert, key, alert, min_version, max_version, handshake_timeout, crl, crl_check
-    and crl_expired; several files in ``cas`` and ``crl`` are separated by commas.
+    options are cas, cert, key, alert, min_version, max_version, handshake_timeout, max_handshakes,
+    max_connections_per_client, crl, crl_check and crl_expired; several files in ``cas`` and ``crl``
+    are separated by commas.
 
     :raises SettingsError: something is missing or not understood
     """
@@ -186,6 +200,9 @@ def mtls_endpoint(reactor: Any, *args: str, **kwargs: str) -> DoorEndpoint:
     for name, kind in choices.items():
         if name in kwargs:
             options[name] = choice(f"mtls: endpoint: {name}", kind, kwargs.pop(name))
+    for name in ("max_handshakes", "max_connections_per_client"):
+        if name in kwargs:
+            options[name] = count_or_off(f"mtls: endpoint: {name}", kwargs.pop(name))
     if "handshake_timeout" in kwargs:
         options["handshake_timeout"] = seconds(
             "mtls: endpoint: handshake_timeout", kwargs.pop("handshake_timeout")

@@ -121,3 +121,18 @@ def listen(
     except Exception as error:
         raise _explain(option, place, error) from None
     return listening.addErrback(explain)
+
+
+def accept_nobody(port: IListeningPort) -> None:
+    """
+    Leave those who connect to the system's queue.  A port that cannot do so goes on accepting, and
+    they wait behind their handshake.
+    """
+    if hasattr(port, "stopReading"):
+        port.stopReading()
+
+
+def accept_again(port: IListeningPort) -> None:
+    """Accept those who connect, and who have connected meanwhile."""
+    if hasattr(port, "startReading"):
+        port.startReading()

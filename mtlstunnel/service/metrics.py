@@ -28,7 +28,7 @@ _NOT_A_FAILURE = frozenset({"not_connected", "aborted", "stopped", "open"})
 
 UPSTREAM_FAILURES = (
     *("refused", "timeout", "unreachable", "unknown_host"),
-    *("closed", "reset", "tls_error", "failed"),
+    *("closed", "reset", "tls_error", "no_descriptors", "failed"),
 )
 """The words for an upstream that could not be had."""
 

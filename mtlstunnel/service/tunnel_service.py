@@ -18,12 +18,21 @@ from mtlstunnel.relay.tunnel import TunnelFactory
 from mtlstunnel.relay.upstream import make_upstream
 from mtlstunnel.service.admin import PATHS, admin_site
 from mtlstunnel.service.audit import AuditLog, tell_all
-from mtlstunnel.service.listening import listen, server_endpoints
+from mtlstunnel.service.descriptors import within_descriptors
+from mtlstunnel.service.draining import Drain
+from mtlstunnel.service.listening import (
+    accept_again,
+    accept_nobody,
+    listen,
+    server_endpoints,
+)
 from mtlstunnel.service.metrics import Dates, Metrics, Situation
 from mtlstunnel.service.selfmade import default_state_dir, pin_advice, selfmade_credentials
 from mtlstunnel.settings import Place, TunnelSettings
+from mtlstunnel.timers import TimerWheel
 from mtlstunnel.tls.context import DoorContext, utc_now
 from mtlstunnel.tls.credentials import Credentials, load_credentials
+from mtlstunnel.tls.crowd import Crowd
 from mtlstunnel.tls.door import DoorFactory
 from mtlstunnel.tls.transports import describe_address
 from mtlstunnel.trust.bundle import Anchor
@@ -97,6 +106,11 @@ class TunnelService(Service):
             Dates(crl.name, "", crl.this_update, crl.next_update)
             for crl in trust.policy.revocation.newest()
         )
+        self._timers = TimerWheel(reactor)
+        self._crowd = Crowd(
+            within_descriptors(settings.crowd), self._accept_nobody, self._accept_again
+        )
+        self._drain: Drain | None = None
         self._tunnels = TunnelFactory(
             reactor=reactor,
             upstream=make_upstream(reactor, settings.upstream),
@@ -104,6 +118,7 @@ class TunnelService(Service):
             limits=settings.limits,
             events=self._events,
             introduce=introducer(settings.proxy_protocol),
+            timers=self._timers,
         )
         self._next_id = ConnectionIds()
         self._reactor = reactor
@@ -179,6 +194,8 @@ class TunnelService(Service):
                 self._events,
                 handshake_timeout=self._settings.limits.handshake,
                 next_id=self._next_id,
+                crowd=self._crowd,
+                timers=self._timers,
             )
             self._doors.append(door)
             opening = listen(endpoint, place, door)
@@ -191,26 +208,91 @@ class TunnelService(Service):
             opening.addErrback(failures.append)
         if failures:
             self._close_ports()
+            self._close_admin_ports()
             failures[0].raiseException()
 
     def _opened(self, port: IListeningPort, door: DoorFactory) -> None:
         door.listener = describe_address(port.getHost())
         self.ports.append(port)
 
-    def _close_ports(self) -> list[Deferred[None]]:
-        ports = [*self.ports, *self.admin_ports]
-        self.ports, self.admin_ports = [], []
-        closing = (port.stopListening() for port in ports)
-        return [one for one in closing if isinstance(one, Deferred)]
+    def _accept_nobody(self) -> None:
+        for port in self.ports:
+            accept_nobody(port)
 
-    def stopService(self) -> Deferred[Any]:
-        """Stop listening and cut off what is open."""
-        super().stopService()
-        closing = self._close_ports()
+    def _accept_again(self) -> None:
+        for port in self.ports:
+            accept_again(port)
+
+    def _close_ports(self) -> list[Deferred[None]]:
+        ports, self.ports = self.ports, []
+        return _close(ports)
+
+    def _close_admin_ports(self) -> list[Deferred[None]]:
+        ports, self.admin_ports = self.admin_ports, []
+        return _close(ports)
+
+    # The end ----------------------------------------------------------------------------------
+
+    def _is_empty(self) -> bool:
+        return not (self._tunnels.live or any(door.live for door in self._doors))
+
+    def _unfinished(self) -> int:
+        return len(self._tunnels.live) + self._crowd.in_handshake + self._crowd.waiting
+
+    def _cut_off(self) -> None:
         for door in self._doors:
             for connection in list(door.live):
                 if not connection.is_in:
                     connection.abort()
         self._tunnels.stop()
+
+    def drain(self) -> Deferred[bool]:
+        """
+        Stop listening, and let what is open finish for as long as the settings say; a handshake
+        that has begun may be finished, too.  Health and metrics are served on.
+
+        :returns: fires with whether all have finished, when nothing is open any more
+        """
+        if self._drain is None:
+            closing = DeferredList(self._close_ports())
+            for door in self._doors:
+                for connection in list(door.live):
+                    if connection.is_silent:
+                        connection.abort()
+            self._drain = drain = Drain(
+                self._reactor,
+                self._settings.limits.drain,
+                self._unfinished,
+                self._is_empty,
+                self._cut_off,
+            )
+            closing.addCallback(lambda _: drain.begin())
+        over: Deferred[bool] = Deferred()
+
+        def tell(is_clean: bool) -> bool:
+            over.callback(is_clean)
+            return is_clean
+
+        self._drain.over.addCallback(tell)
+        return over
+
+    def cut_off(self) -> None:
+        """Cut off what is still open while the service drains."""
+        if self._drain is not None:
+            self._drain.hurry()
+
+    def stopService(self) -> Deferred[Any]:
+        """Stop listening, give what is open the time that the settings say, cut off the rest."""
+        super().stopService()
+        return self.drain().addCallback(self._stopped)
+
+    def _stopped(self, _is_clean: bool) -> Deferred[Any]:
+        self._tunnels.stop()
         self._doors = []
-        return DeferredList(closing)
+        self._drain = None
+        return DeferredList(self._close_admin_ports())
+
+
+def _close(ports: list[IListeningPort]) -> list[Deferred[None]]:
+    closing = (port.stopListening() for port in ports)
+    return [one for one in closing if isinstance(one, Deferred)]

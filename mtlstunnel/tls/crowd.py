@@ -108,6 +108,11 @@ class Crowd:
         """How many are in their handshake."""
         return len(self._in_handshake)
 
+    @property
+    def waiting(self) -> int:
+        """How many have finished their handshake and wait for a place."""
+        return len(self._waiting)
+
     def arrived(self, stranger: Stranger) -> None:
         """
         A handshake begins.  Where that is one too many, somebody goes: who was refused first, or

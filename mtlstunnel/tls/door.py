@@ -284,14 +284,11 @@ class DoorProtocol(TLSMemoryBIOProtocol):
     def _too_slow(self) -> None:
         self._timer = None
         waited = f"{self.factory.handshake_timeout:g} s"
-        handshake = cast("Handshake", self._handshake)
         if self.is_silent:
             self._probed(f"sent nothing for {waited}")
         else:
-            self._refused(
-                handshake,
-                Refused(Reason.OTHER, f"the handshake was not finished within {waited}"),
-            )
+            late = Refused(Reason.OTHER, f"the handshake was not finished within {waited}")
+            self._refused(cast("Handshake", self._handshake), late)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -329,8 +326,7 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         else:
             self.connected = 0
             if handshake is not None:
-                waited = place is not None
-                self._vanished(handshake, reason, waited=waited)
+                self._vanished(handshake, reason, waited=place is not None)
 
     def _vanished(self, handshake: Handshake, reason: Failure, *, waited: bool) -> None:
         how = "hung up" if reason.check(ConnectionDone) else "reset the connection"

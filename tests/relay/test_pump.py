@@ -88,7 +88,8 @@ class Dialling(TunnelTestCase):
             (None, "refused"),
             (TCPTimedOutError(), "timeout"),
             (DNSLookupError(), "unknown_host"),
-            (OSError(24, "Too many open files"), "failed"),
+            (OSError(24, "Too many open files"), "no_descriptors"),
+            (OSError(5, "Input/output error"), "failed"),
         ):
             for at_once in (False, True):
                 rig = Rig(at_once="fail" if at_once and why is None else None)

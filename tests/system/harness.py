@@ -40,6 +40,9 @@ AUTHORITY = pki.authority("Test CA")
 
 Event = dict[str, Any]
 
+NO_DRAIN = ("--drain-timeout", "0")
+"""Tests may end while connections are open; one about draining says how long."""
+
 TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
 
 
@@ -105,7 +108,7 @@ class Tunnel:
             "PYTHONUNBUFFERED": "1",
         }
         self.process = subprocess.Popen(
-            [*TWISTD, "-n", "--pidfile=", "mtlstunnel", *options],
+            [*TWISTD, "-n", "--pidfile=", "mtlstunnel", *NO_DRAIN, *options],
             cwd=directory,
             env=environment,
             stdin=subprocess.DEVNULL,

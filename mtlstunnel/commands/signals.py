@@ -1,0 +1,52 @@
+"""What a signal does to a tunnel: the first lets it drain, the second cuts it off."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+from twisted.internet.error import ReactorNotRunning
+
+from mtlstunnel.service.tunnel_service import TunnelService
+
+
+class DrainOnSignals:
+    """
+    SIGTERM and SIGINT for a tunnel whose process has nothing else to do.
+
+    Twisted would stop at once, and its twistd ends by the signal it got.  Here the process ends
+    with status 0 where all that was open could finish, and by that signal where it could not.
+    """
+
+    def __init__(self, reactor: Any, tunnel: TunnelService) -> None:
+        self._reactor = reactor
+        self._tunnel = tunnel
+        self._draining = False
+
+    def install(self) -> None:
+        """Take the signals over from the running reactor, but not where they are ignored."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._caught)
+
+    def _caught(self, number: int, _frame: object) -> None:
+        self._reactor.callFromThread(self._told, number)
+
+    def _told(self, number: int) -> None:
+        if self._draining:
+            self._tunnel.cut_off()
+            return
+        self._draining = True
+        self._tunnel.drain().addCallback(self._leave, number)
+
+    def _leave(self, is_clean: bool, number: int) -> None:
+        if not is_clean:
+            # This remembers the signal, too.
+            leave = self._reactor.sigTerm if number == signal.SIGTERM else self._reactor.sigInt
+            leave(number)
+            return
+        try:
+            self._reactor.stop()
+        except ReactorNotRunning:
+            # Somebody else has stopped it.
+            pass
