@@ -81,6 +81,7 @@ class Rig:
         version: int = TLS_1_3,
         at_once: str | None = None,
         *,
+        limits: TimeLimits = LIMITS,
         introduce: Introducer | None = None,
         context: DoorContext | None = None,
         client: MemoryClient | None = None,
@@ -93,7 +94,7 @@ class Rig:
             reactor=self.clock,
             upstream=self.upstream,
             upstream_name="10.0.0.1:5432",
-            limits=LIMITS,
+            limits=limits,
             events=self.tell,
             introduce=introduce,
         )

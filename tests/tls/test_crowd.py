@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial import unittest
@@ -13,8 +15,11 @@ from mtlstunnel.trust.reasons import Reason
 from tests import pki
 
 
+@functools.cache
 def who(name: str = "alice") -> Identity:
-    return identity_of_der(pki.der(pki.client(name).certificate))
+    """A client with a key of its own."""
+    leaf = pki.authority().issue(name, key=pki.key_for(name))
+    return identity_of_der(pki.der_of(leaf.certificate))
 
 
 class Guest:
