@@ -242,6 +242,27 @@ class LaneBehaviour:
         self.assertTrue(peer.received == sent)
 
     @inlineCallbacks
+    def test_a_peer_that_takes_a_little_of_what_is_held_has_moved_something(self: Any) -> Steps:
+        # Else a slow reader would be cut off by a time-out for those that do nothing.
+        owner, lane, peer = yield self.connect(small=True)
+        lane.start()
+        lane.send(memoryview(PATTERN))
+        yield turns()
+        moved = lane.moved
+        yield turns()
+        self.assertEqual(lane.moved, moved)
+        for _ in range(2):
+            moved = lane.moved
+
+            def has_moved(moved: object = moved) -> bool:
+                peer.take(4096)
+                return bool(lane.moved != moved)
+
+            yield until(has_moved)
+        self.assertGreater(lane.held, 0)
+        self.assertNotIn("drained", owner.told)
+
+    @inlineCallbacks
     def test_small_control_data_is_taken_while_something_is_held(self: Any) -> Steps:
         _, lane, peer = yield self.connect(small=True)
         lane.start()
