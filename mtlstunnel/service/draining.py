@@ -46,9 +46,9 @@ class Drain:
         count = self.unfinished()
         if count and self.seconds:
             _log.info(
-                "stopping: {count} open connections may finish within {seconds:g} s; "
-                "one more signal cuts them off",
-                count=count,
+                "stopping: {connections} may finish within {seconds:g} s; "
+                "one more signal cuts off what is left",
+                connections=_connections(count),
                 seconds=self.seconds,
             )
         self._look()
@@ -67,10 +67,14 @@ class Drain:
             count = self.unfinished()
             self._is_clean = count == 0
             if count:
-                _log.warn("stopping: {count} open connections are cut off", count=count)
+                _log.warn("stopping: cut off {connections}", connections=_connections(count))
             self.cut_off()
             self._last_looks = LAST_LOOKS
             if self.is_empty():
                 self.over.callback(self._is_clean)
                 return
         self.clock.callLater(LOOK_SECONDS, self._look)
+
+
+def _connections(count: int) -> str:
+    return "1 open connection" if count == 1 else f"{count} open connections"

@@ -95,7 +95,12 @@ class Finished:
 class Tunnel:
     """``twistd -n mtlstunnel``, running."""
 
-    def __init__(self, directory: Path, options: Sequence[str]) -> None:
+    def __init__(
+        self, directory: Path, options: Sequence[str], descriptors: int | None = None
+    ) -> None:
+        """
+        :param descriptors: how many it may open; as many as this process where None
+        """
         self.log: list[str] = []
         self.events: list[Event] = []
         self._changed = threading.Condition()
@@ -107,8 +112,13 @@ class Tunnel:
             "PYTHONPATH": os.pathsep.join([str(CHECKOUT), *filter(None, [_python_path()])]),
             "PYTHONUNBUFFERED": "1",
         }
+        limited = (
+            ()
+            if descriptors is None
+            else ("sh", "-c", 'ulimit -n "$0" && exec "$@"', str(descriptors))
+        )
         self.process = subprocess.Popen(
-            [*TWISTD, "-n", "--pidfile=", "mtlstunnel", *NO_DRAIN, *options],
+            [*limited, *TWISTD, "-n", "--pidfile=", "mtlstunnel", *NO_DRAIN, *options],
             cwd=directory,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -200,7 +210,7 @@ class Tunnel:
         return ("127.0.0.1", self.port)
 
     def stop(self) -> None:
-        """SIGTERM; it must leave as twistd does, by that signal, and without a traceback."""
+        """SIGTERM; it must leave with status 0 or by the signal it got, and without a traceback."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -215,7 +225,7 @@ class Tunnel:
             for stream in (self.process.stdout, self.process.stderr):
                 if stream is not None:
                     stream.close()
-        if status not in (0, -signal.SIGTERM):
+        if status not in (0, -signal.SIGTERM, -signal.SIGINT):
             raise AssertionError(f"exit status {status}:\n{self.output}")
         for event in self.events:
             if wrong := problems(event):
@@ -585,10 +595,15 @@ class SystemTestCase(SynchronousTestCase):
         self.directory = Path(tempfile.mkdtemp(prefix="mtls-")).resolve()
         self.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
 
-    def start(self, *options: str | Path, port: Sequence[str | Path] = ("127.0.0.1:0",)) -> Tunnel:
+    def start(
+        self,
+        *options: str | Path,
+        port: Sequence[str | Path] = ("127.0.0.1:0",),
+        descriptors: int | None = None,
+    ) -> Tunnel:
         """A tunnel that listens."""
         arguments = [part for place in port for part in ("--port", str(place))]
-        tunnel = Tunnel(self.directory, [*arguments, *map(str, options)])
+        tunnel = Tunnel(self.directory, [*arguments, *map(str, options)], descriptors)
         self.addCleanup(self.stop, tunnel)
         tunnel.listeners(len(port))
         return tunnel
@@ -603,13 +618,16 @@ class SystemTestCase(SynchronousTestCase):
         *options: str | Path,
         cas: Sequence[Path] = (),
         port: Sequence[str | Path] = ("127.0.0.1:0",),
+        descriptors: int | None = None,
     ) -> Tunnel:
         """A tunnel with a server certificate, for the clients of ``AUTHORITY``."""
         cert, key = pki.server().write(self.directory, "server")
         self.ca = AUTHORITY.write(self.directory, "ca")
         bundle = [part for path in cas or [self.ca] for part in ("--cas", str(path))]
         return self.start(
-            *bundle, "--cert", cert, "--key", key, "--upstream", upstream.place, *options, port=port
+            *(*bundle, "--cert", cert, "--key", key, "--upstream", upstream.place, *options),
+            port=port,
+            descriptors=descriptors,
         )
 
     def stop(self, tunnel: Tunnel) -> None:
