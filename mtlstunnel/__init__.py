@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mtlstunnel.errors import MtlstunnelError
+    from mtlstunnel.limits import CrowdLimits, TimeLimits
     from mtlstunnel.service.embedding import DoorEndpoint, door_factory
     from mtlstunnel.service.tunnel_service import TunnelService
     from mtlstunnel.settings import (
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
         AllowedNames,
         CrlCheck,
         CrlExpired,
-        TimeLimits,
         TLSVersion,
         TunnelSettings,
     )
@@ -36,12 +36,13 @@ _ROOMS = {
     "AllowedNames": "mtlstunnel.settings",
     "CrlCheck": "mtlstunnel.settings",
     "CrlExpired": "mtlstunnel.settings",
+    "CrowdLimits": "mtlstunnel.limits",
     "DoorEndpoint": "mtlstunnel.service.embedding",
     "Identity": "mtlstunnel.trust.identity",
     "MtlstunnelError": "mtlstunnel.errors",
     "Reason": "mtlstunnel.trust.reasons",
     "TLSVersion": "mtlstunnel.settings",
-    "TimeLimits": "mtlstunnel.settings",
+    "TimeLimits": "mtlstunnel.limits",
     "TunnelService": "mtlstunnel.service.tunnel_service",
     "TunnelSettings": "mtlstunnel.settings",
     "door_factory": "mtlstunnel.service.embedding",
@@ -54,6 +55,7 @@ __all__ = [
     "AllowedNames",
     "CrlCheck",
     "CrlExpired",
+    "CrowdLimits",
     "DoorEndpoint",
     "Identity",
     "MtlstunnelError",

@@ -1,4 +1,4 @@
-"""How many and how much: the limits that may be off, and how a person gives them."""
+"""How long and how many: time-outs, limits, and how a person gives those that may be off."""
 
 from __future__ import annotations
 
@@ -8,6 +8,27 @@ import re
 import attrs
 
 from mtlstunnel.errors import SettingsError
+
+
+@attrs.frozen(kw_only=True)
+class TimeLimits:
+    """
+    How long each thing is waited for, in seconds.
+
+    :ivar handshake: from the accepted connection to the verdict
+    :ivar connect: from the verdict to an upstream that is ready
+    :ivar half_close: without a byte moving, after one side has ended
+    :ivar idle: without a byte moving, while neither has; 0 for any time
+    :ivar lifetime: from the verdict to the end; 0 for any time
+    :ivar drain: what open connections get when the service stops; 0 to cut them off at once
+    """
+
+    handshake: float = 10.0
+    connect: float = 10.0
+    half_close: float = 60.0
+    idle: float = 0.0
+    lifetime: float = 0.0
+    drain: float = 0.0
 
 
 @attrs.frozen(kw_only=True)

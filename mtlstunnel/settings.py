@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 
 from mtlstunnel.errors import SettingsError
-from mtlstunnel.limits import CrowdLimits
+from mtlstunnel.limits import CrowdLimits, TimeLimits
 
 if TYPE_CHECKING:
     from attrs import Attribute
@@ -311,27 +311,6 @@ def _host_names(_self: Any, _attribute: Attribute[Any], value: tuple[str, ...]) 
             raise SettingsError(
                 f"--domain {name!r}: not a host name or IP address; give one such as db.example.com"
             )
-
-
-@attrs.frozen(kw_only=True)
-class TimeLimits:
-    """
-    How long each thing is waited for, in seconds.
-
-    :ivar handshake: from the accepted connection to the verdict
-    :ivar connect: from the verdict to an upstream that is ready
-    :ivar half_close: without a byte moving, after one side has ended
-    :ivar idle: without a byte moving, while neither has; 0 for any time
-    :ivar lifetime: from the verdict to the end; 0 for any time
-    :ivar drain: what open connections get when the service stops; 0 to cut them off at once
-    """
-
-    handshake: float = 10.0
-    connect: float = 10.0
-    half_close: float = 60.0
-    idle: float = 0.0
-    lifetime: float = 0.0
-    drain: float = 0.0
 
 
 @attrs.frozen(kw_only=True)

@@ -192,7 +192,9 @@ class WhoMayKnowWhat(unittest.SynchronousTestCase):
                     yield module, one
 
     def test_trust_and_advice_know_neither_twisted_nor_openssl(self) -> None:
-        for module, one in self.foreign("trust", "advice", "errors", "limits", "settings", "events"):
+        for module, one in self.foreign(
+            "trust", "advice", "errors", "limits", "settings", "events"
+        ):
             top = one.module.split(".")[0]
             self.assertNotIn(top, {"twisted", "OpenSSL", "zope", "service_identity"}, module.name)
 

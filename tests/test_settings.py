@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from twisted.trial import unittest
 
 from mtlstunnel.errors import SettingsError
+from mtlstunnel.limits import TimeLimits
 from mtlstunnel.settings import (
     CLIENT_PREFIXES,
     SERVER_PREFIXES,
@@ -20,7 +21,6 @@ from mtlstunnel.settings import (
     CrlExpired,
     EndpointString,
     Place,
-    TimeLimits,
     TLSVersion,
     TunnelSettings,
     VerdictSettings,

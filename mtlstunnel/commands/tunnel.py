@@ -20,7 +20,7 @@ from mtlstunnel.commands.people import fail
 from mtlstunnel.commands.signals import DrainOnSignals
 from mtlstunnel.commands.verdict_options import VerdictOptions
 from mtlstunnel.errors import ListenError, MtlstunnelError, SettingsError, person_lines
-from mtlstunnel.limits import CrowdLimits, count_or_off, seconds_or_off
+from mtlstunnel.limits import CrowdLimits, TimeLimits, count_or_off, seconds_or_off
 from mtlstunnel.service.audit_service import Account, AuditService, audit_destination
 from mtlstunnel.service.demo import DEMO_DIRECTORY, DEMO_PORT, Demo
 from mtlstunnel.service.listening import check_free
@@ -31,7 +31,6 @@ from mtlstunnel.settings import (
     Address,
     AlertPolicy,
     ProxyProtocol,
-    TimeLimits,
     TLSVersion,
     TunnelSettings,
     VerifyStrategy,

@@ -23,6 +23,7 @@ import enum
 
 import attrs
 
+from mtlstunnel.limits import TimeLimits
 from mtlstunnel.relay.commands import (
     Abort,
     Arm,
@@ -40,7 +41,6 @@ from mtlstunnel.relay.commands import (
     Side,
     StopReading,
 )
-from mtlstunnel.settings import TimeLimits
 
 
 class State(enum.Enum):

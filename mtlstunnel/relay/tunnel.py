@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from mtlstunnel.events import Closed, EventSink
+from mtlstunnel.limits import TimeLimits
 from mtlstunnel.relay.commands import (
     Abort,
     Arm,
@@ -35,7 +36,6 @@ from mtlstunnel.relay.lanes import make_lane
 from mtlstunnel.relay.pump import PumpSide
 from mtlstunnel.relay.session import TunnelSession
 from mtlstunnel.relay.upstream import Attempt, Upstream, UpstreamFactory, UpstreamProtocol
-from mtlstunnel.settings import TimeLimits
 from mtlstunnel.timers import Timer, TimerWheel
 from mtlstunnel.tls.established import EstablishedSession, ISessionTaker
 from mtlstunnel.tls.records import Buffers, RecordMachine, open_machine

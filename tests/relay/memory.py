@@ -10,10 +10,10 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from mtlstunnel.events import Closed, Event
+from mtlstunnel.limits import TimeLimits
 from mtlstunnel.relay.introduction import Introducer
 from mtlstunnel.relay.tunnel import TunnelFactory
 from mtlstunnel.relay.upstream import UpstreamFactory
-from mtlstunnel.settings import TimeLimits
 from mtlstunnel.tls.context import DoorContext
 from mtlstunnel.tls.door import DoorFactory
 from tests import pki

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from twisted.trial import unittest
 
+from mtlstunnel.limits import TimeLimits
 from mtlstunnel.relay.commands import (
     Abort,
     Arm,
@@ -30,7 +31,6 @@ from mtlstunnel.relay.commands import (
     StopReading,
 )
 from mtlstunnel.relay.session import State, TunnelSession
-from mtlstunnel.settings import TimeLimits
 
 C, U = Side.CLIENT, Side.UPSTREAM
 CONNECT, HALF_CLOSE, IDLE, LIFETIME = 10.0, 60.0, 300.0, 3600.0

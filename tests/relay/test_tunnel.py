@@ -19,10 +19,11 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SkipTest, TestCase
 
 from mtlstunnel.events import Closed, Event
+from mtlstunnel.limits import TimeLimits
 from mtlstunnel.relay.socket_lane import SocketLane
 from mtlstunnel.relay.tunnel import TunnelFactory
 from mtlstunnel.relay.upstream import Upstream, make_upstream
-from mtlstunnel.settings import Address, EndpointString, TimeLimits
+from mtlstunnel.settings import Address, EndpointString
 from mtlstunnel.tls.door import DoorFactory
 from mtlstunnel.tls.records import BATCH
 from tests import pki
