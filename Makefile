@@ -4,6 +4,7 @@
 # VENV=.venv            where that environment is
 # TESTS=tests.trust     the tests to run
 # TRIAL_FLAGS=-j2       what else trial is told
+# DEMO_FLAGS=...        what else the demo is told, such as --port 127.0.0.1:9443
 # COUNT=1000            how many chains `make fuzz` damages (and ten times as many records)
 # SEED=abc              the damage of an earlier `make fuzz` once more
 # MTLSTUNNEL_SMALL=1    in the environment: only the tests of the smaller set
@@ -30,7 +31,7 @@ help: ## this list
 
 demo: $(VENV)/stamp-run ## a door with throw-away certificates on port 8443, and the curl lines to try it
 	@echo "== demo: Ctrl-C ends it"
-	@exec $(BIN)/twistd -n --pidfile= mtlstunnel --demo
+	@exec $(BIN)/twistd -n --pidfile= mtlstunnel --demo $(DEMO_FLAGS)
 
 test: $(VENV)/stamp-test ## the tests; those that need a program that is not here are skipped
 	@echo "== test: `$(VERSIONS)`"

@@ -215,13 +215,43 @@ class LinesLost:
         return {"lines": self.lines, "since": rfc3339(self.since), "detail": self.detail}
 
 
+@attrs.frozen(kw_only=True)
+class Reloaded:
+    """
+    All files were read again, or could not be.
+
+    :ivar generation: which set of trust anchors judges from now on
+    :ivar success: whether it is a new one; else all stayed as it was
+    :ivar detail: why it did not succeed
+    :ivar cas_added: names of CAs whose clients were not let in before
+    :ivar cas_removed: names of CAs whose clients are not let in any more
+    """
+
+    name: ClassVar[str] = "reload"
+    generation: int
+    success: bool
+    detail: str | None
+    cas_added: tuple[str, ...] = ()
+    cas_removed: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, object]:
+        """The fields of the JSON line, in its order."""
+        return {
+            "generation": self.generation,
+            "success": self.success,
+            "detail": self.detail,
+            "cas_added": list(self.cas_added),
+            "cas_removed": list(self.cas_removed),
+        }
+
+
 def rfc3339(moment: datetime.datetime) -> str:
     """A moment in UTC as events have it, to the millisecond."""
     # strftime costs ten times as much, once or twice for each connection.
     return moment.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
 
-Event = Probe | RefusedClient | AcceptedClient | Closed | LinesLost
+Event = Probe | RefusedClient | AcceptedClient | Closed | LinesLost | Reloaded
 
 EventSink = Callable[[Event], Any]
 """Where events go.  It must not raise and must not block."""

@@ -29,6 +29,7 @@ def examples() -> Iterator[dict[str, Any]]:
         test_audit.accepted,
         test_audit.closed,
         test_audit.lost,
+        test_audit.reloaded,
     ):
         yield test_audit.fields(make())
 

@@ -47,6 +47,8 @@ def as_data(
         "refused": summary.refused,
         "probes": summary.probes,
         "lost": summary.lost,
+        "reloads": summary.reloads,
+        "failed_reloads": summary.failed_reloads,
         "bytes_in": summary.bytes_in,
         "bytes_out": summary.bytes_out,
         "clients": _rows(summary.clients, ("client", "spki_sha256"), top),
@@ -149,6 +151,8 @@ def _head(data: Row) -> Iterator[str]:
     reasons = ", ".join(f"{reason} {times}" for reason, times in data["reasons"].items())
     yield f"  refused  {data['refused']} times" + (f": {reasons}" if reasons else "")
     yield f"  probes   {data['probes']}"
+    if data["reloads"]:
+        yield f"  reloads  {data['reloads']}, {data['failed_reloads']} of them failed"
     for name, times in data["other_events"].items():
         yield f"  {name}  {times}"
     if data["lost"]:

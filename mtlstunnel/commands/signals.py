@@ -1,13 +1,16 @@
-"""What a signal does to a tunnel: the first lets it drain, the second cuts it off."""
+"""What a signal does to a tunnel: SIGHUP reloads, SIGTERM lets it drain, a second cuts it off."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.error import ReactorNotRunning
 
+from mtlstunnel.errors import MtlstunnelError
 from mtlstunnel.service.tunnel_service import TunnelService
+from mtlstunnel.settings import TunnelSettings
 
 
 class DrainOnSignals:
@@ -50,3 +53,34 @@ class DrainOnSignals:
         except ReactorNotRunning:
             # Somebody else has stopped it.
             pass
+
+
+class ReloadOnHangup:
+    """
+    SIGHUP for a tunnel whose files have changed.  Without it the signal would end the process.
+    """
+
+    def __init__(
+        self, reactor: Any, tunnel: TunnelService, settings: Callable[[], TunnelSettings]
+    ) -> None:
+        """
+        :param settings: reads the options again, and the files that they name
+        """
+        self._reactor = reactor
+        self._tunnel = tunnel
+        self._settings = settings
+
+    def install(self) -> None:
+        """Take the signal, also where ``nohup`` has it ignored: nobody sends it by mistake."""
+        signal.signal(signal.SIGHUP, self._caught)
+
+    def _caught(self, _number: int, _frame: object) -> None:
+        self._reactor.callFromThread(self._reload)
+
+    def _reload(self) -> None:
+        try:
+            settings = self._settings()
+        except MtlstunnelError as error:
+            self._tunnel.reload_failed(error)
+        else:
+            self._tunnel.reload(settings)

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.plugin import getPlugins
 
 from mtlstunnel.commands.people import fail
-from mtlstunnel.commands.signals import DrainOnSignals
+from mtlstunnel.commands.signals import DrainOnSignals, ReloadOnHangup
 from mtlstunnel.commands.verdict_options import VerdictOptions
 from mtlstunnel.errors import ListenError, MtlstunnelError, SettingsError, person_lines
 from mtlstunnel.limits import CrowdLimits, TimeLimits, count_or_off, seconds_or_off
@@ -30,6 +30,7 @@ from mtlstunnel.settings import (
     SERVER_PREFIXES,
     Address,
     AlertPolicy,
+    Place,
     ProxyProtocol,
     TLSVersion,
     TunnelSettings,
@@ -46,6 +47,13 @@ _log = Logger(namespace="mtlstunnel")
 
 def _prefixes(interface: Any, built_in: frozenset[str]) -> frozenset[str]:
     return built_in | {parser.prefix for parser in getPlugins(interface)}
+
+
+def _servers() -> frozenset[str]:
+    return _prefixes(IStreamServerEndpointStringParser, SERVER_PREFIXES)
+
+
+_DEMO_PLACE = Address("127.0.0.1", DEMO_PORT)
 
 
 class Options(VerdictOptions):
@@ -118,13 +126,22 @@ class Options(VerdictOptions):
         if extra:
             raise SettingsError(f"{extra[0]!r} does not belong to an option; take it out")
 
+    def places(self) -> tuple[Place, ...]:
+        """
+        Where ``--port`` says that clients connect.
+
+        :raises SettingsError: one of them is no place
+        """
+        servers = _servers()
+        return tuple(parse_listen(text, servers) for text in self.ports)
+
     def settings(self, demo: Demo | None = None) -> TunnelSettings:
         """
         The settings these options say.
 
         :raises SettingsError: a value cannot work
         """
-        servers = _prefixes(IStreamServerEndpointStringParser, SERVER_PREFIXES)
+        servers = _servers()
         clients = _prefixes(IStreamClientEndpointStringParserWithReactor, CLIENT_PREFIXES)
         settings: dict[str, Any] = {
             **self.verdict_settings(),
@@ -156,7 +173,7 @@ class Options(VerdictOptions):
             ),
         }
         if self.ports:
-            settings["listen"] = tuple(parse_listen(text, servers) for text in self.ports)
+            settings["listen"] = self.places()
         if self["upstream"] is not None:
             settings["upstream"] = parse_upstream(self["upstream"], clients)
         if self["admin"] is not None:
@@ -165,7 +182,7 @@ class Options(VerdictOptions):
             settings["domains"] = tuple(self.domains)
         if demo is not None:
             settings["cas"] = settings["cas"] or (demo.ca,)
-            settings.setdefault("listen", (Address("127.0.0.1", DEMO_PORT),))
+            settings.setdefault("listen", (_DEMO_PLACE,))
             if settings["cert"] is None:
                 settings["cert"], settings["key"] = demo.server
         return TunnelSettings(**settings)
@@ -226,7 +243,11 @@ def makeService(options: Options) -> IService:
 
     account = _account(getattr(options, "parent", None))
     try:
-        demo = Demo.make(Path(DEMO_DIRECTORY)) if options["demo"] else None
+        demo = None
+        if options["demo"]:
+            # Before the files of a demo that runs already are made anew under it.
+            check_free(options.places() or (_DEMO_PLACE,))
+            demo = Demo.make(Path(DEMO_DIRECTORY))
         settings = options.settings(demo)
         services = MultiService()
         if demo is not None and options["upstream"] is None:
@@ -251,5 +272,9 @@ def makeService(options: Options) -> IService:
             sys.__stdout__.write(demo.lines(tunnel.ports[0].getHost()))
             sys.__stdout__.flush()
 
+    if demo is None:
+        # Before anybody can know that it runs.  A demo has no files of its own to change, and ends
+        # with its terminal.
+        ReloadOnHangup(reactor, tunnel, options.settings).install()
     _ForPeople(tunnel, account.foreground, started).setServiceParent(services)
     return services

@@ -227,6 +227,8 @@ class Summary:
         self.refused = 0
         self.probes = 0
         self.lost = 0
+        self.reloads = 0
+        self.failed_reloads = 0
         self.bytes_in = 0
         self.bytes_out = 0
         self.clients: Groups[tuple[str, str], Client] = Groups(Client)
@@ -287,6 +289,9 @@ class Summary:
             self.probers.of(_host(_text(fields, "peer"))).add(ts, fields)
         elif event == "lost":
             self.lost += _number(fields, "lines")
+        elif event == "reload":
+            self.reloads += 1
+            self.failed_reloads += fields.get("success") is not True
         else:
             self.others.of(event).times += 1
 

@@ -120,6 +120,16 @@ def families(now: Situation) -> Iterator[Metric]:
         {crl.name: crl.until.timestamp() for crl in now.crls if crl.until is not None},
     )
     yield _gauge("trust_generation", "Which set of trust anchors judges.", now.generation)
+    yield _gauge(
+        "reload_success", "Whether the last reload succeeded.", float(counted.reload_success)
+    )
+    loaded_at = counted.reloaded_at or now.started
+    if loaded_at is not None:
+        yield _gauge(
+            "reload_timestamp_seconds",
+            "When the files were last read with success.",
+            loaded_at.timestamp(),
+        )
     yield _counter("audit_lines_lost", "Lines the audit log could not take.", now.lost_lines)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import attrs
 
-from mtlstunnel.events import AcceptedClient, Closed, Event, Probe, RefusedClient
+from mtlstunnel.events import AcceptedClient, Closed, Event, Probe, RefusedClient, Reloaded
 from mtlstunnel.trust.reasons import Reason
 
 _DAY = 86400.0
@@ -73,6 +73,8 @@ class Metrics:
     :ivar authenticated: clients let in, by the SHA-256 of the CA that vouches
     :ivar bytes_in: plaintext from clients that are gone
     :ivar bytes_out: plaintext to clients that are gone
+    :ivar reload_success: whether the last reload succeeded
+    :ivar reloaded_at: when the last one did that succeeded; None where there was none
     :ivar handshakes: seconds to the verdict, of clients let in
     :ivar connects: seconds to an upstream that is ready, of clients that are gone
     :ivar connections: seconds from the verdict to the end
@@ -89,6 +91,8 @@ class Metrics:
     )
     bytes_in: int = 0
     bytes_out: int = 0
+    reload_success: bool = True
+    reloaded_at: datetime.datetime | None = None
     handshakes: Histogram = attrs.field(factory=lambda: Histogram(_HANDSHAKE_BOUNDS))
     connects: Histogram = attrs.field(factory=lambda: Histogram(_HANDSHAKE_BOUNDS))
     connections: Histogram = attrs.field(factory=lambda: Histogram(_CONNECTION_BOUNDS))
@@ -109,6 +113,10 @@ class Metrics:
                 self.probes += 1
             case Closed():
                 self._is_gone(event)
+            case Reloaded():
+                self.reload_success = event.success
+                if event.success:
+                    self.reloaded_at = at
 
     def _let_in(self, event: AcceptedClient, at: datetime.datetime) -> None:
         self.accepted += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 from typing import Any, cast
 
 from twisted.application.service import Service
@@ -12,7 +11,8 @@ from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from mtlstunnel.events import ConnectionIds, Event, EventSink
+from mtlstunnel.errors import MtlstunnelError
+from mtlstunnel.events import ConnectionIds, Event, EventSink, Reloaded
 from mtlstunnel.relay.introduction import introducer
 from mtlstunnel.relay.tunnel import TunnelFactory
 from mtlstunnel.relay.upstream import make_upstream
@@ -20,45 +20,22 @@ from mtlstunnel.service.admin import PATHS, admin_site
 from mtlstunnel.service.audit import AuditLog, tell_all
 from mtlstunnel.service.descriptors import within_descriptors
 from mtlstunnel.service.draining import Drain
+from mtlstunnel.service.generation import load_generation
 from mtlstunnel.service.listening import (
     accept_again,
     accept_nobody,
     listen,
     server_endpoints,
 )
-from mtlstunnel.service.metrics import Dates, Metrics, Situation
-from mtlstunnel.service.selfmade import default_state_dir, pin_advice, selfmade_credentials
+from mtlstunnel.service.metrics import Metrics, Situation
 from mtlstunnel.settings import Place, TunnelSettings
 from mtlstunnel.timers import TimerWheel
-from mtlstunnel.tls.context import DoorContext, utc_now
-from mtlstunnel.tls.credentials import Credentials, load_credentials
+from mtlstunnel.tls.context import utc_now
 from mtlstunnel.tls.crowd import Crowd
 from mtlstunnel.tls.door import DoorFactory
 from mtlstunnel.tls.transports import describe_address
-from mtlstunnel.trust.bundle import Anchor
-from mtlstunnel.trust.identity import display_name
-from mtlstunnel.trust.policy import load_trust
-from mtlstunnel.trust.strategy import loud_notes
 
 _log = Logger(namespace="mtlstunnel")
-
-
-def _credentials(settings: TunnelSettings) -> tuple[Credentials, tuple[str, ...]]:
-    if settings.cert is not None:
-        credentials = load_credentials(settings.cert, settings.key, utc_now())
-        return credentials, credentials.warnings
-    state_dir = settings.state_dir or default_state_dir(os.environ)
-    credentials, path = selfmade_credentials(state_dir, settings.domains, utc_now())
-    return credentials, pin_advice(credentials, path)
-
-
-def _dates_of(anchor: Anchor) -> Dates:
-    # CAs may have the same name, and the whole digest is more than a graph has room for.
-    name = f"{display_name(anchor.certificate)} ({anchor.sha256[:8]})"
-    certificate = anchor.certificate
-    return Dates(
-        name, anchor.sha256, certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    )
 
 
 class TunnelService(Service):
@@ -88,24 +65,7 @@ class TunnelService(Service):
         self._told = AuditLog() if events is None else events
         self._events = tell_all(self._told, self._count)
         self._started: datetime.datetime | None = None
-        trust = load_trust(settings, utc_now())
-        credentials, notes = _credentials(settings)
-        self._notes = (*loud_notes(settings.verify), *trust.notes, *notes)
-        self._context = DoorContext(
-            bundle=trust.bundle,
-            credentials=credentials,
-            min_version=settings.min_version,
-            max_version=settings.max_version,
-            alert=settings.alert,
-            policy=trust.policy,
-            verify=settings.verify,
-            resumption=settings.resumption,
-        )
-        self._cas = tuple(map(_dates_of, trust.bundle.anchors))
-        self._crls = tuple(
-            Dates(crl.name, "", crl.this_update, crl.next_update)
-            for crl in trust.policy.revocation.newest()
-        )
+        self._generation = load_generation(settings, 1)
         self._timers = TimerWheel(reactor)
         self._crowd = Crowd(
             within_descriptors(settings.crowd), self._accept_nobody, self._accept_again
@@ -145,13 +105,13 @@ class TunnelService(Service):
             bytes_in=self.metrics.bytes_in + sum(one.bytes_in for one in live),
             bytes_out=self.metrics.bytes_out + sum(one.bytes_out for one in live),
             lost_lines=self._told.lost_lines if isinstance(self._told, AuditLog) else 0,
-            generation=self._context.generation,
-            cas=self._cas,
-            crls=self._crls,
+            generation=self._generation.number,
+            cas=self._generation.cas,
+            crls=self._generation.crls,
             ready=bool(self.running and self.ports),
             listeners=tuple(describe_address(port.getHost()) for port in self.ports),
             upstream=str(self._settings.upstream),
-            server_not_after=self._context.credentials.chain[0].not_valid_after_utc,
+            server_not_after=self._generation.context.credentials.chain[0].not_valid_after_utc,
             started=self._started,
         )
 
@@ -170,9 +130,8 @@ class TunnelService(Service):
         if not self._doors:
             self._open()
         self._started = utc_now()
-        for note in self._notes:
-            _log.warn("{note}", note=note)
-        count = len(self._context.bundle.anchors)
+        self._say_notes()
+        count = len(self._generation.cas)
         for port in self.ports:
             _log.info(
                 "listening on {place} for clients of {cas}, upstream {upstream}",
@@ -184,11 +143,62 @@ class TunnelService(Service):
             place = describe_address(port.getHost())
             _log.info("health and metrics on {place}: {paths}", place=place, paths=" ".join(PATHS))
 
+    def _say_notes(self) -> None:
+        for note in self._generation.notes:
+            _log.warn("{note}", note=note)
+
+    def reload(self, settings: TunnelSettings | None = None) -> bool:
+        """
+        Read all files again, and judge by them from the next connection on.  Where one of them
+        cannot be used, all stays as it was, and the log and the event say why.  Connections that
+        are open stay open.
+
+        :param settings: as at the start where None; of others only what clients are judged by and
+            what the server shows of itself takes effect
+        :returns: whether there is a new generation
+        """
+        before = self._generation
+        try:
+            self._generation = load_generation(settings or self._settings, before.number + 1)
+        except MtlstunnelError as error:
+            self.reload_failed(error)
+            return False
+        for door in self._doors:
+            door.context = self._generation.context
+        added, removed = self._generation.cas_beside(before), before.cas_beside(self._generation)
+        _log.info(
+            "reload: generation {number}, {count} CAs, {added} of them new, {removed} removed",
+            number=self._generation.number,
+            count=len(self._generation.cas),
+            added=len(added),
+            removed=len(removed),
+        )
+        self._say_notes()
+        self._events(
+            Reloaded(
+                generation=self._generation.number,
+                success=True,
+                detail=None,
+                cas_added=added,
+                cas_removed=removed,
+            )
+        )
+        return True
+
+    def reload_failed(self, error: MtlstunnelError) -> None:
+        """Say that nothing has changed, and why; for who could not even read the settings again."""
+        problems = str(error).splitlines()
+        for problem in problems:
+            _log.error("reload: nothing has changed: {problem}", problem=problem)
+        self._events(
+            Reloaded(generation=self._generation.number, success=False, detail=problems[0])
+        )
+
     def _open(self) -> None:
         failures: list[Failure] = []
         for place, endpoint in self._endpoints:
             door = DoorFactory(
-                self._context,
+                self._generation.context,
                 self._tunnels,
                 self._reactor,
                 self._events,

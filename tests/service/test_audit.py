@@ -19,6 +19,7 @@ from mtlstunnel.events import (
     LinesLost,
     Probe,
     RefusedClient,
+    Reloaded,
     TLSInfo,
 )
 from mtlstunnel.service.audit import NAMESPACE, AuditLog, json_line, tell_all
@@ -80,6 +81,16 @@ def closed() -> Closed:
         connect_duration=0.125,
         detail=None,
         duration=60.5,
+    )
+
+
+def reloaded(success: bool = True) -> Reloaded:
+    """A reload."""
+    return Reloaded(
+        generation=4 if success else 3,
+        success=success,
+        detail=None if success else "cas.pem: the file is empty; put the CAs there as PEM",
+        cas_added=("CN=New CA (0badcafe)",) if success else (),
     )
 
 

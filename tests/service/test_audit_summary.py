@@ -128,9 +128,14 @@ class WhatIsToldTests(SynchronousTestCase):
         self.assertEqual([peer for peer, _ in summary.probers.ranked()], ["192.0.2.1"])
         self.assertEqual((summary.probes, summary.lost), (1, 3))
 
+    def test_reloads_and_those_that_failed(self) -> None:
+        summary = summed(*(test_audit.reloaded(success) for success in (True, False, True)))
+        self.assertEqual((summary.reloads, summary.failed_reloads), (3, 1))
+        self.assertEqual(len(summary.others), 0)
+
     def test_an_event_that_is_not_known_yet_is_counted_by_its_name(self) -> None:
-        summary = summed('{"ts": "2030-01-02T03:04:05.000Z", "event": "reload"}')
-        self.assertEqual([name for name, _ in summary.others.ranked()], ["reload"])
+        summary = summed('{"ts": "2030-01-02T03:04:05.000Z", "event": "evicted"}')
+        self.assertEqual([name for name, _ in summary.others.ranked()], ["evicted"])
         self.assertEqual(summary.events, 1)
 
     def test_a_client_without_a_subject_is_known_by_its_first_name(self) -> None:

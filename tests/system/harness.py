@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from unittest import SkipTest
 
+from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -458,6 +459,12 @@ class TLSClient:
                 self._wait(True, False)
             except SSL.WantWriteError:
                 self._wait(False, True)
+
+    def server_certificate(self) -> bytes:
+        """What the server has shown, DER."""
+        shown = self._connection.get_peer_certificate(as_cryptography=True)
+        assert shown is not None
+        return shown.public_bytes(Encoding.DER)
 
     def handshake(self) -> None:
         """Our part of it; under TLS 1.3 the verdict comes later."""

@@ -6,7 +6,7 @@ import itertools
 import re
 import stat
 
-from tests.system.harness import SystemTestCase, needs, run
+from tests.system.harness import CHECKOUT, TWISTD, SystemTestCase, needs, run
 
 
 class DemoTests(SystemTestCase):
@@ -44,3 +44,16 @@ class DemoTests(SystemTestCase):
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.glob("*.key")}
         self.assertEqual(set(modes.values()), {0o600}, modes)
         self.assertTrue({"good.key", "server.key", "expired.key", "foreign.key"} <= set(modes))
+
+    def test_a_second_one_in_the_same_place_leaves_the_first_as_it_is(self) -> None:
+        first = self.start("--demo")
+        good = (self.directory / "mtlstunnel-demo" / "good.pem").read_bytes()
+        finished = run(
+            *(*TWISTD, "-n", "--pidfile=", "mtlstunnel", "--demo", "--port"),
+            f"127.0.0.1:{first.port}",
+            environment={"PYTHONPATH": str(CHECKOUT)},
+            cwd=self.directory,
+        )
+        self.assertEqual(finished.status, 1, finished)
+        self.assertIn("cannot listen", finished.err)
+        self.assertEqual((self.directory / "mtlstunnel-demo" / "good.pem").read_bytes(), good)
