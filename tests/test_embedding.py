@@ -179,6 +179,22 @@ class TheFactory(Files):
             self.assertEqual(received, b"hello CN=bob")
             self.assertEqual(self.factory.context.resumption, wanted)
 
+    @inlineCallbacks
+    def test_limits_are_heard(self) -> Steps:
+        address = self.listen(
+            Factory.forProtocol(Greeter), max_handshakes=1, max_connections_per_client=1
+        )
+        silent = [Peer(socket.create_connection(address)) for _ in range(2)]
+        for one in silent:
+            self.addCleanup(one.close)
+        yield silent[0].gets_end()
+        self.assertEqual((silent[0].end, self.names), ("reset", ["probe"]))
+        self.assertEqual(self.factory.crowd.limits.per_client, 1)
+        self.listen(Factory.forProtocol(Greeter))
+        limits = self.factory.crowd.limits
+        self.assertEqual((limits.connections, limits.per_client), (0, 0))
+        self.assertGreater(limits.handshakes, 0)
+
     def test_a_mistake_is_known_before_anything_listens(self) -> None:
         wrapped = Factory.forProtocol(Greeter)
         for options in (
@@ -427,6 +443,8 @@ class TheEndpoint(Files):
                 min_version="1.3",
                 max_version="1.3",
                 handshake_timeout="0.1",
+                max_handshakes="50",
+                max_connections_per_client="5",
             ),
         )
         port = yield endpoint.listen(Factory.forProtocol(Greeter))
@@ -484,6 +502,8 @@ class TheEndpoint(Files):
             self.string("0", min_version="1.1"),
             self.string("0", handshake_timeout="soon"),
             self.string("0", handshake_timeout="0"),
+            self.string("0", max_handshakes="many"),
+            self.string("0", max_connections_per_client="-1"),
             self.string("0", bogus="1"),
             self.string("nosuch:0"),
             self.string("unix"),

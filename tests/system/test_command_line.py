@@ -34,6 +34,8 @@ OPTIONS = (
     *("--connect-timeout", "--half-close-timeout", "--demo", "--state-dir"),
     *("--audit-log", "--admin", "--proxy-protocol"),
     *("--crl", "--crl-check", "--crl-expired"),
+    *("--idle-timeout", "--max-lifetime", "--drain-timeout", "--max-connections"),
+    *("--max-connections-per-client", "--max-handshakes"),
 )
 
 
@@ -136,6 +138,31 @@ class MistakesTests(CommandLineTestCase):
                 "half-close time-out": (
                     hidden("--half-close-timeout", "soon"),
                     r"--half-close-timeout .?soon.?: give a number of seconds",
+                ),
+                "idle time-out": (
+                    hidden("--idle-timeout", "-1"),
+                    r"--idle-timeout .?-1.?: give a number of seconds such as 300, or 0 for no",
+                ),
+                "lifetime": (hidden("--max-lifetime", "a day"), r"--max-lifetime .a day.: give a"),
+                "drain time-out": (
+                    hidden("--drain-timeout", "never"),
+                    r"--drain-timeout .never.: give .*, or 0 to cut them off at once",
+                ),
+                "connections": (
+                    hidden("--max-connections", "many"),
+                    r"--max-connections .many.: give a whole number such as 100, or 0 for no",
+                ),
+                "connections of a client": (
+                    hidden("--max-connections-per-client", "1.5"),
+                    r"--max-connections-per-client .?1\.5.?: give a whole number",
+                ),
+                "handshakes": (
+                    hidden("--max-handshakes", "-5"),
+                    r"--max-handshakes .?-5.?: give a whole number",
+                ),
+                "a client nobody verifies": (
+                    hidden("--max-connections-per-client", "5", "--verify", "request"),
+                    r"--verify request verifies nobody, so --max-connections-per-client would",
                 ),
                 "not a domain": (hidden("--domain", "a b"), r"--domain 'a b': not a host name"),
                 "port too high": (good("--port", "65536"), r"--port .?65536.*0 to 65535"),
