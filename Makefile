@@ -3,7 +3,8 @@
 # PYTHON=python3.13     the interpreter the virtual environment is made with
 # VENV=.venv            where that environment is
 # TESTS=tests.trust     the tests to run
-# TRIAL_FLAGS=-j2       what else trial is told
+# JOBS=1                how many tests run at once; as many as there are cores
+# TRIAL_FLAGS=...       what else trial is told
 # DEMO_FLAGS=...        what else the demo is told, such as --port 127.0.0.1:9443
 # COUNT=1000            how many chains `make fuzz` damages (and ten times as many records)
 # SEED=abc              the damage of an earlier `make fuzz` once more
@@ -12,6 +13,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?= tests
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 TRIAL_FLAGS ?=
 PIP_FLAGS ?=
 COUNT ?= 100000
@@ -22,7 +24,7 @@ INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLA
 VERSIONS = $(BIN)/python -c 'import platform; from importlib.metadata import version; \
 	print("$(TESTS) on Python " + platform.python_version(), \
 	*(f"{name} {version(name)}" for name in ("Twisted", "pyOpenSSL", "cryptography")), sep=", ")'
-TRIAL = -m twisted.trial --temp-directory=.build/trial $(TRIAL_FLAGS) $(TESTS)
+TRIAL = -m twisted.trial --temp-directory=.build/trial $(PARALLEL) $(TRIAL_FLAGS) $(TESTS)
 
 .PHONY: help demo test coverage fuzz lint format refused docs bench bench-quick clean
 
@@ -33,6 +35,7 @@ demo: $(VENV)/stamp-run ## a door with throw-away certificates on port 8443, and
 	@echo "== demo: Ctrl-C ends it"
 	@exec $(BIN)/twistd -n --pidfile= mtlstunnel --demo $(DEMO_FLAGS)
 
+test: PARALLEL = -j$(JOBS)
 test: $(VENV)/stamp-test ## the tests; those that need a program that is not here are skipped
 	@echo "== test: `$(VERSIONS)`"
 	@mkdir -p .build
