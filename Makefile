@@ -81,7 +81,7 @@ bench-quick: $(VENV)/stamp-test ## measure briefly, write nothing
 
 clean: ## remove what make made
 	@echo "== clean"
-	@rm -rf .venv .build build dist mtlstunnel.egg-info twisted/plugins/dropin.cache
+	@rm -rf .venv .build build dist mtlstunnel.egg-info mtlstunnel-demo twisted/plugins/dropin.cache
 	@find mtlstunnel twisted tests benchmarks docs .ci -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || :
 
 # The environment is made anew when what the package needs has changed, and each target adds what it

@@ -15,10 +15,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mtlstunnel.errors import MtlstunnelError
     from mtlstunnel.limits import CrowdLimits, TimeLimits
+    from mtlstunnel.places import Address
     from mtlstunnel.service.embedding import DoorEndpoint, door_factory
     from mtlstunnel.service.tunnel_service import TunnelService
     from mtlstunnel.settings import (
-        Address,
         AlertPolicy,
         AllowedNames,
         CrlCheck,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mtlstunnel.trust.reasons import Reason
 
 _ROOMS = {
-    "Address": "mtlstunnel.settings",
+    "Address": "mtlstunnel.places",
     "AlertPolicy": "mtlstunnel.settings",
     "AllowedNames": "mtlstunnel.settings",
     "CrlCheck": "mtlstunnel.settings",

@@ -16,7 +16,7 @@ PACKAGE = Path(mtlstunnel.__file__).parent
 ROOT = PACKAGE.parent
 
 ORDER = (
-    ("errors", "limits", "settings"),
+    ("errors", "limits", "places", "settings"),
     ("trust",),
     ("events",),
     ("timers",),

@@ -13,21 +13,23 @@ from twisted.trial import unittest
 
 from mtlstunnel.errors import SettingsError
 from mtlstunnel.limits import TimeLimits
-from mtlstunnel.settings import (
+from mtlstunnel.places import (
     CLIENT_PREFIXES,
     SERVER_PREFIXES,
     Address,
-    AlertPolicy,
-    CrlExpired,
     EndpointString,
     Place,
+    parse_listen,
+    parse_upstream,
+)
+from mtlstunnel.settings import (
+    AlertPolicy,
+    CrlExpired,
     TLSVersion,
     TunnelSettings,
     VerdictSettings,
     VerifyStrategy,
     parse_crl_expired,
-    parse_listen,
-    parse_upstream,
     seconds,
 )
 
@@ -325,6 +327,28 @@ class Tunnels(Told):
         )
         TunnelSettings(cas=CAS, cert=Path("server.pem"), key=Path("server.key"))
         TunnelSettings(cas=CAS, cert=Path("both.pem"))
+
+    def test_an_upstream_that_is_the_tunnel_itself(self) -> None:
+        for listen, upstream in (
+            (Address("", 6380), Address("127.0.0.1", 6380)),
+            (Address("", 6380), Address("localhost", 6380)),
+            (Address("127.0.0.1", 6380), Address("127.0.0.1", 6380)),
+            (Address("::1", 6380), Address("::1", 6380)),
+        ):
+            self.assertTold(
+                f"--upstream {upstream}: is where the tunnel itself listens (--port), so it would "
+                "connect to itself; give the port of the service behind",
+                TunnelSettings,
+                cas=CAS,
+                listen=(Address("", 443), listen),
+                upstream=upstream,
+            )
+        for listen, upstream in (
+            (Address("192.0.2.1", 6380), Address("127.0.0.1", 6380)),
+            (Address("", 6380), Address("192.0.2.1", 6380)),
+            (Address("", 6380), Address("127.0.0.1", 6379)),
+        ):
+            TunnelSettings(cas=CAS, listen=(listen,), upstream=upstream)
 
     def test_versions_in_the_wrong_order(self) -> None:
         self.assertTold(

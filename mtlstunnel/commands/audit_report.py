@@ -193,7 +193,10 @@ def as_text(data: Row) -> str:
     )
     lines += _section(data, "refusals", "Who was refused, and why", _turned(data["refusals"]))
     lines += _section(
-        data, "unverified", "Who came in though no CA vouches", _turned(data["unverified"])
+        data,
+        "unverified",
+        "Who came in unverified, and why it would be refused",
+        _turned(data["unverified"]),
     )
     lines += _section(
         data,

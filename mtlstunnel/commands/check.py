@@ -25,7 +25,8 @@ from mtlstunnel.commands.people import fail
 from mtlstunnel.commands.screen import show
 from mtlstunnel.commands.verdict_options import VerdictOptions
 from mtlstunnel.errors import BundleError, ClientFileError, MtlstunnelError, SettingsError
-from mtlstunnel.settings import Address, VerdictSettings, parse_upstream
+from mtlstunnel.places import Address, parse_upstream
+from mtlstunnel.settings import VerdictSettings
 from mtlstunnel.tls.caller import Answer
 from mtlstunnel.tls.context import utc_now
 from mtlstunnel.trust.bundle import read_entries

@@ -11,7 +11,8 @@ from typing import Any
 
 import attrs
 
-from mtlstunnel.settings import Address, TLSVersion
+from mtlstunnel.places import Address
+from mtlstunnel.settings import TLSVersion
 from mtlstunnel.tls.caller import Answer, Caller, Outcome
 from mtlstunnel.trust.identity import escape
 

@@ -21,24 +21,26 @@ from mtlstunnel.commands.signals import DrainOnSignals, ReloadOnHangup
 from mtlstunnel.commands.verdict_options import VerdictOptions
 from mtlstunnel.errors import ListenError, MtlstunnelError, SettingsError, person_lines
 from mtlstunnel.limits import CrowdLimits, TimeLimits, count_or_off, seconds_or_off
+from mtlstunnel.places import (
+    CLIENT_PREFIXES,
+    SERVER_PREFIXES,
+    Address,
+    Place,
+    parse_admin,
+    parse_listen,
+    parse_upstream,
+)
 from mtlstunnel.service.audit_service import Account, AuditService, audit_destination
 from mtlstunnel.service.demo import DEMO_DIRECTORY, DEMO_PORT, Demo
 from mtlstunnel.service.listening import check_free
 from mtlstunnel.service.tunnel_service import TunnelService
 from mtlstunnel.settings import (
-    CLIENT_PREFIXES,
-    SERVER_PREFIXES,
-    Address,
     AlertPolicy,
-    Place,
     ProxyProtocol,
     TLSVersion,
     TunnelSettings,
     VerifyStrategy,
     choice,
-    parse_admin,
-    parse_listen,
-    parse_upstream,
     seconds,
 )
 
@@ -53,7 +55,12 @@ def _servers() -> frozenset[str]:
     return _prefixes(IStreamServerEndpointStringParser, SERVER_PREFIXES)
 
 
-_DEMO_PLACE = Address("127.0.0.1", DEMO_PORT)
+def demo_places(given: tuple[Place, ...]) -> tuple[Place, ...]:
+    """Where a demo listens: on this machine alone, unless a place says otherwise."""
+    return tuple(
+        Address("127.0.0.1", one.port) if isinstance(one, Address) and not one.host else one
+        for one in given or (Address("", DEMO_PORT),)
+    )
 
 
 class Options(VerdictOptions):
@@ -182,7 +189,7 @@ class Options(VerdictOptions):
             settings["domains"] = tuple(self.domains)
         if demo is not None:
             settings["cas"] = settings["cas"] or (demo.ca,)
-            settings.setdefault("listen", (_DEMO_PLACE,))
+            settings["listen"] = demo_places(self.places())
             if settings["cert"] is None:
                 settings["cert"], settings["key"] = demo.server
         return TunnelSettings(**settings)
@@ -246,7 +253,7 @@ def makeService(options: Options) -> IService:
         demo = None
         if options["demo"]:
             # Before the files of a demo that runs already are made anew under it.
-            check_free(options.places() or (_DEMO_PLACE,))
+            check_free(demo_places(options.places()))
             demo = Demo.make(Path(DEMO_DIRECTORY))
         settings = options.settings(demo)
         services = MultiService()

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import alsoProvides, implementer
 
 from mtlstunnel.errors import SettingsError
-from mtlstunnel.settings import Address, Place
+from mtlstunnel.places import Address, Place
 from mtlstunnel.tls.established import RawReceiver
 from mtlstunnel.trust.identity import escape
 

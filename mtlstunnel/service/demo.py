@@ -11,8 +11,8 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 
 from mtlstunnel.errors import SettingsError
+from mtlstunnel.places import Address
 from mtlstunnel.service.pki import make_ca, make_client, make_server
-from mtlstunnel.settings import Address
 from mtlstunnel.tls.context import utc_now
 
 DEMO_DIRECTORY = "mtlstunnel-demo"

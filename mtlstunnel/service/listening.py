@@ -21,7 +21,7 @@ from twisted.internet.interfaces import (
 )
 
 from mtlstunnel.errors import ListenError, SettingsError
-from mtlstunnel.settings import Address, Place
+from mtlstunnel.places import Address, Place
 
 BACKLOG = 1024
 """Connections the system may hold for us before they are accepted."""

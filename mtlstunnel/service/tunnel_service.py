@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 
 from mtlstunnel.errors import MtlstunnelError
 from mtlstunnel.events import ConnectionIds, Event, EventSink, Reloaded
+from mtlstunnel.places import Place
 from mtlstunnel.relay.introduction import introducer
 from mtlstunnel.relay.tunnel import TunnelFactory
 from mtlstunnel.relay.upstream import make_upstream
@@ -28,7 +29,7 @@ from mtlstunnel.service.listening import (
     server_endpoints,
 )
 from mtlstunnel.service.metrics import Metrics, Situation
-from mtlstunnel.settings import Place, TunnelSettings
+from mtlstunnel.settings import TunnelSettings
 from mtlstunnel.timers import TimerWheel
 from mtlstunnel.tls.context import utc_now
 from mtlstunnel.tls.crowd import Crowd

@@ -20,10 +20,10 @@ from twisted.trial.unittest import SkipTest, TestCase
 
 from mtlstunnel.events import Closed, Event
 from mtlstunnel.limits import TimeLimits
+from mtlstunnel.places import Address, EndpointString
 from mtlstunnel.relay.socket_lane import SocketLane
 from mtlstunnel.relay.tunnel import TunnelFactory
 from mtlstunnel.relay.upstream import Upstream, make_upstream
-from mtlstunnel.settings import Address, EndpointString
 from mtlstunnel.tls.door import DoorFactory
 from mtlstunnel.tls.records import BATCH
 from tests import pki

@@ -21,6 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from mtlstunnel.errors import SettingsError
 from mtlstunnel.events import Closed, Event
 from mtlstunnel.limits import TimeLimits
+from mtlstunnel.places import Address, EndpointString
 from mtlstunnel.relay.transport_lane import TransportLane
 from mtlstunnel.relay.tunnel import TunnelFactory
 from mtlstunnel.relay.upstream import (
@@ -31,7 +32,6 @@ from mtlstunnel.relay.upstream import (
     explain_failure,
     make_upstream,
 )
-from mtlstunnel.settings import Address, EndpointString
 from mtlstunnel.tls.door import DoorFactory
 from tests import pki
 from tests.relay.sockets import Peer, Steps, lanes_in_reactor, until

@@ -6,6 +6,8 @@ import itertools
 import re
 import stat
 
+from mtlstunnel.commands.tunnel import demo_places
+from mtlstunnel.places import Address, EndpointString
 from tests.system.harness import CHECKOUT, TWISTD, SystemTestCase, needs, run
 
 
@@ -57,3 +59,12 @@ class DemoTests(SystemTestCase):
         self.assertEqual(finished.status, 1, finished)
         self.assertIn("cannot listen", finished.err)
         self.assertEqual((self.directory / "mtlstunnel-demo" / "good.pem").read_bytes(), good)
+
+    def test_a_port_alone_is_one_of_this_machine_only(self) -> None:
+        places = demo_places(
+            (Address("", 9443), Address("192.0.2.1", 443), EndpointString("unix:x"))
+        )
+        self.assertEqual(
+            [str(one) for one in places], ["127.0.0.1:9443", "192.0.2.1:443", "unix:x"]
+        )
+        self.assertEqual([str(one) for one in demo_places(())], ["127.0.0.1:8443"])
