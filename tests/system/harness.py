@@ -44,7 +44,13 @@ Event = dict[str, Any]
 NO_DRAIN = ("--drain-timeout", "0")
 """Tests may end while connections are open; one about draining says how long."""
 
-TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
+TWISTD = (
+    sys.executable,
+    "-c",
+    # A shell has its background jobs ignore SIGINT, and all that they start inherits it.
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from twisted.scripts.twistd import run; run()",
+)
 
 
 def needs(*programs: str) -> None:
