@@ -134,8 +134,14 @@ class PumpSide:
 
     def ended(self) -> None:
         """See :class:`~mtlstunnel.relay.lane.LaneOwner`."""
-        if not self._finished:
-            self._finished = True
+        if self._finished:
+            return
+        self._finished = True
+        if self._machine is not None and self._machine.framing.is_inside:
+            # Nobody ends there who means to: its program or the path to it has failed.
+            self._owner.side_lost(self.side, Inbound.BROKEN.value, _CUT)
+            self.lane.abort()
+        else:
             self._owner.side_ended(self.side, "fin")
 
     def broken(self) -> None:
@@ -211,3 +217,4 @@ class PumpSide:
 
 
 _NOTHING = memoryview(b"")
+_CUT = "FIN in the middle of a TLS record"

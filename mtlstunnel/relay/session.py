@@ -5,7 +5,8 @@ What holds, whatever the order of things:
 
 - What one side sent before it ended in order reaches the other before that is told of the end.
 - The client gets close_notify if, and only if, the upstream ended in order.
-- A side that was reset, or ended in an error, makes the other be reset: truncation shows.
+- A side that was reset, or ended in an error, makes the other be reset: truncation shows.  A FIN in
+  the middle of a TLS record is an error; one between two records is an end.
 - Nobody is waited for longer than a named time-out: ``connect`` for the upstream, ``half_close``
   without a byte once a side has ended or can be sent nothing any more, ``idle`` without a byte
   before that where it is set.

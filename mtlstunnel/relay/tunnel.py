@@ -119,7 +119,7 @@ class Tunnel(Protocol):
         self._started = factory.reactor.seconds()
         self._established = session
         self._session = TunnelSession(factory.limits)
-        self._machine = open_machine(session.connection, factory.buffers)
+        self._machine = open_machine(session.connection, factory.buffers, session.framing)
         lane = make_lane(
             factory.reactor, session.transport, factory.buffers.wire_in, flushed=session.flushed
         )

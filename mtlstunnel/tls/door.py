@@ -215,6 +215,7 @@ class DoorProtocol(TLSMemoryBIOProtocol):
                 flushed=self._socket is not None,
                 resumed=handshake.resumed,
                 place=cast("Place", self._place),
+                framing=handshake.framing,
             )
             self._session = session
             self._receive = session_receive(session)

@@ -14,6 +14,7 @@ from zope.interface import Interface
 
 from mtlstunnel.events import ConnectionInfo, TLSInfo
 from mtlstunnel.tls.crowd import Place
+from mtlstunnel.tls.framing import RecordFraming
 from mtlstunnel.tls.handshake import negotiated
 from mtlstunnel.trust.identity import Identity
 
@@ -58,6 +59,7 @@ class EstablishedSession:
     :ivar place: what counts the client as being in, until its transport is gone; to be held by one
         who has still something to do for it then
     :ivar resumed: whether the client went on from a ticket, and was judged again
+    :ivar framing: where in the client's records what came so far ends
     :ivar receiver: who gets what still comes through the transport
     """
 
@@ -67,6 +69,7 @@ class EstablishedSession:
     identity: Identity | None
     flushed: bool
     place: Place
+    framing: RecordFraming
     resumed: bool = False
     receiver: RawReceiver = attrs.Factory(_Nobody)
 

@@ -12,6 +12,7 @@ from OpenSSL import SSL
 from mtlstunnel.events import TLSInfo
 from mtlstunnel.tls import bindings
 from mtlstunnel.tls.context import DoorContext, Objection, alert_for
+from mtlstunnel.tls.framing import RecordFraming
 from mtlstunnel.trust.identity import escape, escape_bytes
 from mtlstunnel.trust.reasons import Alert, Reason
 from mtlstunnel.trust.strategy import Outcome, Unverified
@@ -94,6 +95,7 @@ class Handshake:
     :ivar verdict: what was decided; also for handshakes that failed otherwise
     :ivar alert: the alert the client was sent; None where none was, or its number is not known
     :ivar resumed: whether it goes on from a ticket
+    :ivar framing: where in the client's records what came so far ends
     """
 
     context: DoorContext
@@ -103,6 +105,7 @@ class Handshake:
     verdict: Outcome | None = attrs.field(init=False, default=None)
     alert: int | None = attrs.field(init=False, default=None)
     resumed: bool = attrs.field(init=False, default=False)
+    framing: RecordFraming = attrs.field(init=False, factory=RecordFraming)
     _path: Sequence[bytes] = attrs.field(init=False, default=())
     _answered: bool = attrs.field(init=False, default=False)
     """A flight of handshake messages went out, so the version is agreed."""
@@ -126,6 +129,7 @@ class Handshake:
                 self.progress = Progress.NOT_TLS
                 return b""
             self.progress = Progress.RUNNING
+        self.framing.take(data)
         if self._may_resume:
             self._heard += data
         is_done, fault = self._step(data)

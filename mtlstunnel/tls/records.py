@@ -13,6 +13,7 @@ from typing import Protocol
 from OpenSSL import SSL
 
 from mtlstunnel.tls import bindings
+from mtlstunnel.tls.framing import RecordFraming
 
 BATCH = 512 * 1024
 """At most so many bytes may be given to a machine at once."""
@@ -59,11 +60,13 @@ class RecordMachine(Protocol):
     :ivar inbound: how the peer's direction is
     :ivar fault: what was wrong where it is broken; empty else
     :ivar grown: whether it holds more memory than an idle session needs
+    :ivar framing: where in the peer's records it is
     """
 
     inbound: Inbound
     fault: str
     grown: bool
+    framing: RecordFraming
 
     def decrypt(self, data: memoryview) -> memoryview:
         """
@@ -94,14 +97,21 @@ class FastMachine:
         "_raw",
         "_wire_out",
         "fault",
+        "framing",
         "grown",
         "inbound",
     )
 
-    def __init__(self, connection: SSL.Connection, buffers: Buffers) -> None:
+    def __init__(
+        self,
+        connection: SSL.Connection,
+        buffers: Buffers,
+        framing: RecordFraming | None = None,
+    ) -> None:
         self.inbound = Inbound.OPEN
         self.fault = ""
         self.grown = False
+        self.framing = RecordFraming() if framing is None else framing
         self._connection = connection
         self._raw = bindings.RawSession(connection)
         self._buffers = buffers
@@ -113,6 +123,7 @@ class FastMachine:
         raw = self._raw
         size = len(data)
         if size:
+            self.framing.take(data)
             bindings.bio_write(raw.wire_in, bindings.readable_pointer(data), size)
             if size > _RECORD:
                 self.grown = True
@@ -184,10 +195,16 @@ class FastMachine:
 class PublicMachine:
     """A session over pyOpenSSL's public calls."""
 
-    def __init__(self, connection: SSL.Connection, buffers: Buffers) -> None:
+    def __init__(
+        self,
+        connection: SSL.Connection,
+        buffers: Buffers,
+        framing: RecordFraming | None = None,
+    ) -> None:
         self.inbound = Inbound.OPEN
         self.fault = ""
         self.grown = False
+        self.framing = RecordFraming() if framing is None else framing
         self._connection = connection
         self._buffers = buffers
 
@@ -195,6 +212,7 @@ class PublicMachine:
         """See :meth:`RecordMachine.decrypt`."""
         connection = self._connection
         if len(data):
+            self.framing.take(data)
             connection.bio_write(bytes(data))
         view = self._buffers.plain_view
         done = 0
@@ -259,8 +277,15 @@ def _say_goodbye(connection: SSL.Connection, machine: RecordMachine) -> memoryvi
     return machine.own_output()
 
 
-def open_machine(connection: SSL.Connection, buffers: Buffers) -> RecordMachine:
-    """The fastest machine that this pyOpenSSL allows for an established session."""
+def open_machine(
+    connection: SSL.Connection, buffers: Buffers, framing: RecordFraming | None = None
+) -> RecordMachine:
+    """
+    The fastest machine that this pyOpenSSL allows for an established session.
+
+    :param framing: has followed what the session was given already; None where that are whole
+        records
+    """
     if bindings.HAS_RECORDS:
-        return FastMachine(connection, buffers)
-    return PublicMachine(connection, buffers)
+        return FastMachine(connection, buffers, framing)
+    return PublicMachine(connection, buffers, framing)

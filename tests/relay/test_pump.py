@@ -404,6 +404,35 @@ class Ending(TunnelTestCase):
             self.assertEqual(rig.client.alert, 20)
             self.assert_over(rig)
 
+    def test_a_fin_in_the_middle_of_a_record_is_no_end(self) -> None:
+        for version in VERSIONS.values():
+            for missing in (1, 20, 24):
+                rig = Rig(version=version)
+                rig.come_in()
+                rig.settle(rig.client.write(b"good"))
+                rig.settle(rig.client.write(b"cut")[:-missing])
+                rig.wire.arrive(None)
+                rig.settle()
+                self.assertEqual(rig.served, b"good")
+                self.assertIsNone(rig.back.fin)
+                self.assertTrue(rig.back.aborted)
+                self.assertEqual(rig.closed.client_end, "tls_error")
+                self.assertIn("FIN in the middle", rig.closed.detail or "")
+                self.assert_over(rig)
+
+    def test_a_fin_between_two_records_is_an_end(self) -> None:
+        for version in VERSIONS.values():
+            rig = Rig(version=version)
+            rig.come_in()
+            wire = rig.client.write(b"whole")
+            for at in range(len(wire)):
+                rig.settle(wire[at : at + 1])
+            rig.wire.arrive(None)
+            rig.settle()
+            self.assertEqual(rig.served, b"whole")
+            self.assertIsNotNone(rig.back.fin)
+            self.assertFalse(rig.back.aborted)
+
     def test_a_session_that_cannot_encrypt_is_cut_off_and_never_ended_in_order(self) -> None:
         rig = Rig()
         rig.come_in()

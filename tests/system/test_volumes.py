@@ -278,6 +278,22 @@ class BrokenTests(VolumesTestCase):
             self.assertEqual(closed["end"], {"client": "reset", "upstream": "aborted"})
             self.assertEqual(closed["bytes_in"], MEBIBYTE)
 
+    def test_a_client_that_dies_in_the_middle_of_a_record_does_not_look_as_if_it_had_ended(
+        self,
+    ) -> None:
+        # Its system sends what its socket holds, and then FIN: an upload that was cut off.
+        for version in VERSIONS:
+            tunnel, upstream, client = self.both_ways(version, Link.receive_all)
+            client.send(b"x" * 10)
+            upstream.wait_until(lambda upstream=upstream: upstream.received == 10, "bytes")
+            client.socket.sendall(b"\x17\x03\x03\x40\x00" + bytes(1000))
+            client.fin()
+            outcome = upstream.outcome()
+            self.assertIsInstance(outcome, ConnectionResetError, version)
+            closed = tunnel.wait_for("closed")
+            self.assertEqual(closed["end"], {"client": "tls_error", "upstream": "aborted"})
+            self.assertIn("FIN in the middle of a TLS record", closed["detail"])
+
     def test_a_client_that_resets_while_it_is_sent_to_cuts_the_upstream_off(self) -> None:
         def pour(link: Link) -> None:
             for block in stream(64 * MEBIBYTE):

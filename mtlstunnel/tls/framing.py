@@ -1,0 +1,41 @@
+"""Where the records of a TLS stream begin and end, for whoever must know whether one was cut."""
+
+from __future__ import annotations
+
+_HEADER = 5
+
+
+class RecordFraming:
+    """
+    Follows the lengths in the headers of records (RFC 8446, 5.1; RFC 5246, 6.2.1).
+
+    OpenSSL knows this, and cryptography's bindings have no name for it (``SSL_has_pending``).
+    """
+
+    __slots__ = ("_begun", "_missing")
+
+    def __init__(self) -> None:
+        self._missing = 0
+        self._begun = b""
+        """What there is of a header that is not complete."""
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether what came so far ends inside a record."""
+        return self._missing > 0 or bool(self._begun)
+
+    def take(self, data: bytes | memoryview) -> None:
+        """More of the stream."""
+        size = len(data)
+        at = self._missing
+        if self._begun:
+            lacking = _HEADER - len(self._begun)
+            header = self._begun + data[:lacking]
+            if len(header) < _HEADER:
+                self._begun = header
+                return
+            at = lacking + (header[3] << 8) + header[4]
+        while at + _HEADER <= size:
+            at += _HEADER + (data[at + 3] << 8) + data[at + 4]
+        self._begun = bytes(data[at:])
+        self._missing = max(0, at - size)
