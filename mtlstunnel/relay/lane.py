@@ -95,6 +95,10 @@ NOBODY = _Nobody()
 """Owns a lane before and after its life."""
 
 
+def _nothing_more() -> None:
+    """What follows when nobody waits any more."""
+
+
 class Acknowledgement:
     """
     Waits until the peer's system has all that was sent on a socket.  A RST throws away what our own
@@ -120,6 +124,8 @@ class Acknowledgement:
         if self._call is not None:
             self._call.cancel()
             self._call = None
+        # It belongs to whoever is called back: no cycle for the garbage collector.
+        self._then = _nothing_more
 
     def _outstanding(self) -> bool:
         try:

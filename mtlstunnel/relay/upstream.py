@@ -121,6 +121,11 @@ class UpstreamFactory(ProxyClientFactory):
         self.forget()
         self.dialler.upstream_unreachable(*explain_failure(reason))
 
+    def clientConnectionLost(self, connector: Any, reason: Failure) -> None:
+        """The upstream's transport is gone."""
+        # The two know each other, and would keep the whole tunnel for the garbage collector.
+        connector.transport = None
+
 
 _FAILURES: tuple[tuple[type[Exception], str], ...] = (
     (error.ConnectionRefusedError, "refused"),

@@ -490,6 +490,7 @@ class TCPUpstream(TunnelBehaviour, TestCase):
             yield back.gets(4)
             (tunnel,) = self.tunnels.live
             session = weakref.ref(tunnel._established.connection)
+            itself = weakref.ref(tunnel)
             del tunnel
             if way == "in order":
                 back.close()
@@ -504,6 +505,7 @@ class TCPUpstream(TunnelBehaviour, TestCase):
             yield until(lambda: not (self.door.live or self.tunnels.live))
             yield turns()
             self.assertIsNone(session(), way)
+            self.assertIsNone(itself(), way)
 
     @inlineCallbacks
     def test_a_header_that_the_socket_does_not_take_at_once_comes_whole_and_first(self) -> Steps:
