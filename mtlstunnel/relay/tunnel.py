@@ -35,15 +35,13 @@ from mtlstunnel.relay.introduction import Introducer
 from mtlstunnel.relay.lanes import make_lane
 from mtlstunnel.relay.pump import PumpSide
 from mtlstunnel.relay.session import TunnelSession
+from mtlstunnel.relay.shrinker import Shrinker, allocator_trim
 from mtlstunnel.relay.upstream import Attempt, Upstream, UpstreamFactory, UpstreamProtocol
 from mtlstunnel.timers import Timer, TimerWheel
 from mtlstunnel.tls.established import EstablishedSession, ISessionTaker
 from mtlstunnel.tls.records import Buffers, RecordMachine, open_machine
 
 _log = Logger()
-
-SHRINK_SECONDS = 2.0
-"""How long a session is quiet before it gives back the memory that a batch made it take."""
 
 LOOKS = 4
 """
@@ -53,44 +51,6 @@ up to a quarter of it later.  Nothing is done for this when a byte is carried.
 
 LULL_SECONDS = 1.0
 """For how long nothing is carried by a tunnel that is quiet as it becomes too old."""
-
-
-class Shrinker:
-    """
-    Gives back the memory of sessions that have gone quiet: one timer for all of them.
-    """
-
-    def __init__(self, reactor: Any) -> None:
-        self._reactor = reactor
-        self._busy: set[RecordMachine] = set()
-        self._quiet: set[RecordMachine] = set()
-        self._timer: IDelayedCall | None = None
-
-    def noticed(self, machine: RecordMachine) -> None:
-        """A session has grown, or was busy again."""
-        machine.grown = False
-        self._busy.add(machine)
-        if self._timer is None:
-            self._timer = self._reactor.callLater(SHRINK_SECONDS, self._look)
-
-    def forget(self, machine: RecordMachine) -> None:
-        """A session is over."""
-        self._busy.discard(machine)
-        self._quiet.discard(machine)
-
-    def _look(self) -> None:
-        self._timer = None
-        for machine in self._quiet - self._busy:
-            machine.shrink()
-        self._quiet, self._busy = self._busy, set()
-        if self._quiet:
-            self._timer = self._reactor.callLater(SHRINK_SECONDS, self._look)
-
-    def stop(self) -> None:
-        """The service ends."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
 
 @implementer(ISessionTaker)
@@ -385,7 +345,7 @@ class TunnelFactory(_TunnelFactory):
     noisy = False
 
     def __attrs_post_init__(self) -> None:
-        self.shrinker = Shrinker(self.reactor)
+        self.shrinker = Shrinker(self.reactor, allocator_trim())
 
     def buildProtocol(self, addr: IAddress | None) -> Tunnel:
         """A tunnel that waits for its verdict."""

@@ -6,7 +6,7 @@ from twisted.internet.error import ConnectionLost, DNSLookupError, TCPTimedOutEr
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtlstunnel.events import Event
-from mtlstunnel.relay.tunnel import SHRINK_SECONDS
+from mtlstunnel.relay.shrinker import SHRINK_SECONDS
 from mtlstunnel.tls.records import BATCH
 from tests import pki
 from tests.relay.memory import LIMITS, Rig
