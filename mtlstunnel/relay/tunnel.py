@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
-from twisted.internet.interfaces import IAddress, IDelayedCall
+from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 from zope.interface import implementer
