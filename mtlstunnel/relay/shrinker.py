@@ -1,4 +1,4 @@
-"""Gives memory back: that of sessions that are quiet, and what the allocator keeps of those gone."""
+"""Gives memory back: of sessions that are quiet, and what the allocator keeps of those gone."""
 
 from __future__ import annotations
 
