@@ -21,9 +21,10 @@ from mtlstunnel.advice.description import (
     issuer_address,
     subject_key_id,
 )
-from mtlstunnel.advice.nearest import Near, der_of, has_name, made_by, nearest, place, similar
+from mtlstunnel.advice.nearest import Near, der_of, has_name, nearest, place, similar
 from mtlstunnel.trust.bundle import Anchor
 from mtlstunnel.trust.identity import display_name, escape
+from mtlstunnel.trust.namesakes import made_by
 from mtlstunnel.trust.policy import Policy
 from mtlstunnel.trust.reasons import Reason
 from mtlstunnel.trust.verdict import Finding, Presented, Refused, judge, own_objections

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
 
 import attrs
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
-from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
@@ -17,6 +14,7 @@ from mtlstunnel.advice.client_file import Held
 from mtlstunnel.advice.description import attempt, authority_key_id, subject_key_id
 from mtlstunnel.trust.bundle import Anchor
 from mtlstunnel.trust.identity import display_name
+from mtlstunnel.trust.namesakes import made_by
 
 _MOST_TRIED = 500
 """In so many CAs the signer is looked for where neither a name nor a key identifier leads to it."""
@@ -57,32 +55,6 @@ def der_of(certificate: x509.Certificate) -> bytes:
 def has_name(ca: x509.Certificate, child: x509.Certificate) -> bool:
     """Whether the CA is called as the issuer of ``child`` is."""
     return attempt(lambda: ca.subject == child.issuer, False)
-
-
-def made_by(child: x509.Certificate, ca: x509.Certificate) -> bool:
-    """Whether the CA's key made the signature, whatever the CA is called."""
-
-    def check() -> bool:
-        _verify(child, ca.public_key())
-        return True
-
-    return attempt(check, False)
-
-
-def _verify(child: x509.Certificate, key: CertificatePublicKeyTypes) -> None:
-    """:raises Exception: the key did not make the signature, or cannot have"""
-    body, signature = child.tbs_certificate_bytes, child.signature
-    parameters: Any = child.signature_algorithm_parameters
-    match key:
-        case rsa.RSAPublicKey():
-            digest: Any = child.signature_hash_algorithm
-            key.verify(signature, body, parameters, digest)
-        case ec.EllipticCurvePublicKey():
-            key.verify(signature, body, parameters)
-        case ed25519.Ed25519PublicKey() | ed448.Ed448PublicKey():
-            key.verify(signature, body)
-        case _:
-            raise ValueError("a key of an unknown kind")
 
 
 def nearest(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import attrs
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -18,6 +20,7 @@ from mtlstunnel.tls.credentials import Credentials
 from mtlstunnel.tls.resumption import AcceptedPaths
 from mtlstunnel.trust.bundle import Bundle
 from mtlstunnel.trust.identity import Identity, identity_of_der
+from mtlstunnel.trust.namesakes import Namesakes, namesakes_among
 from mtlstunnel.trust.policy import EVERY_GOOD_PATH, Policy
 from mtlstunnel.trust.reasons import SPECIFIC_ALERT, Alert, Reason
 from mtlstunnel.trust.strategy import Outcome, Unverified, outcome_of
@@ -51,6 +54,15 @@ _CODE_FOR_ALERT = {
     Alert.DECRYPT_ERROR: 7,
 }
 """An X509_V_ERR number that OpenSSL turns into each alert (its ssl_x509err2alert)."""
+
+STAGE: Mapping[str, Any] = MappingProxyType(
+    {
+        "min_version": TLSVersion.TLS_1_2,
+        "verify": VerifyStrategy.REQUIRE_AND_VERIFY,
+        "resumption": False,
+    }
+)
+"""In what a context to rehearse with differs from the door's; the verdict depends on none of it."""
 
 TICKET_SECONDS = 3600
 """How long a ticket for resumption is good, at most (RFC 8446, 4.6.1, allows a week)."""
@@ -97,6 +109,12 @@ def _said(error: Exception) -> str:
     return str(error.args[0][0][2]) if error.args and error.args[0] else "no detail"
 
 
+def _last_word(verdict: Verdict, objection: Objection | None) -> Verdict:
+    if objection is None or not isinstance(verdict, Accepted):
+        return verdict
+    return objection(verdict.identity) or verdict
+
+
 @attrs.define
 class DoorContext:
     """
@@ -126,6 +144,12 @@ class DoorContext:
     _objection: Objection | None = attrs.field(init=False, default=None, repr=False)
     _accepted: AcceptedPaths = attrs.field(init=False, factory=AcceptedPaths, repr=False)
     _noted: dict[str, datetime.datetime] = attrs.field(init=False, factory=dict, repr=False)
+    _is_settled: bool = attrs.field(init=False, default=False, repr=False)
+    """Another context has come to the verdict of the step that runs."""
+    _namesakes: Namesakes = attrs.field(init=False, factory=Namesakes, repr=False)
+    _of_signers: dict[tuple[str, ...], DoorContext] = attrs.field(
+        init=False, factory=dict, repr=False
+    )
 
     def __attrs_post_init__(self) -> None:
         if not bindings.HAS_VERIFY:
@@ -178,6 +202,7 @@ class DoorContext:
                 )
         if problems:
             raise BundleError(problems)
+        self._namesakes = namesakes_among(self.bundle.anchors)
         required = self.verify in (VerifyStrategy.REQUIRE_AND_VERIFY, VerifyStrategy.REQUIRE_ANY)
         self._kept_alive = bindings.set_verify(
             context, self._verify, CERT_REJECTED, required=required
@@ -215,7 +240,8 @@ class DoorContext:
         :param objection: has the last word on who would be accepted
         :raises OpenSSL.SSL.Error: as pyOpenSSL's own
         """
-        self._outcome, self._path, self._objection = None, (), objection
+        self._outcome, self._path, self._is_settled = None, (), False
+        self._objection = objection
         connection.do_handshake()
 
     @property
@@ -256,8 +282,11 @@ class DoorContext:
         return verdict if isinstance(verdict, Accepted) else None
 
     def _verify(self, ok: bool, store_context: bindings.StoreContext) -> int:
-        if isinstance(self._outcome, Unverified):
-            # The first objection is the verdict; nothing that follows can change it.
+        if isinstance(self._outcome, Unverified) or (
+            self._is_settled and isinstance(self._outcome, Accepted)
+        ):
+            # The first objection, or who was asked about it, has decided; nothing that follows can
+            # change it.
             return bindings.LET_IN_ANYWAY
         try:
             outcome = self._judge(ok, store_context)
@@ -273,7 +302,7 @@ class DoorContext:
             case Unverified():
                 return bindings.LET_IN_ANYWAY
             case Accepted():
-                return bindings.VERIFY_OK
+                return bindings.LET_IN_ANYWAY if self._is_settled else bindings.VERIFY_OK
 
     def _judge(self, ok: bool, store_context: bindings.StoreContext) -> Outcome | None:
         """None where there is more to come."""
@@ -285,6 +314,11 @@ class DoorContext:
             return None
         if ok:
             presented = Presented(bindings.store_path(store_context))
+        elif (
+            self._namesakes
+            and (said := self._second_opinion(bindings.store_path(store_context))) is not None
+        ):
+            return outcome_of(said, self.verify)
         else:
             leaf = bindings.store_leaf(store_context)
             finding = Finding(code, depth, bindings.store_current(store_context))
@@ -294,11 +328,39 @@ class DoorContext:
             self._path = presented.path
         return outcome_of(verdict, self.verify)
 
+    def context_of_signers(self, path: Sequence[bytes]) -> DoorContext | None:
+        """
+        A context to rehearse with, in which only those CAs stand whose key made the signature that
+        OpenSSL looked for by the name of another; None where it has not been mistaken.
+
+        :param path: DER as far as OpenSSL has built a path to which it objects
+        """
+        signers = self._namesakes.signers(path)
+        if not signers:
+            return None
+        names = tuple(one.sha256 for one in signers)
+        if names not in self._of_signers:
+            self._of_signers[names] = attrs.evolve(self, bundle=Bundle(signers), **STAGE)
+        return self._of_signers[names]
+
+    def _second_opinion(self, path: Sequence[bytes]) -> Verdict | None:
+        """
+        What a door with no CA but the one that signed says, where OpenSSL has built the path to
+        another CA of its name.  Nothing is overruled: that door judges the client from the start.
+        """
+        context = self.context_of_signers(path)
+        if context is None:
+            return None
+        # A rehearsal is a handshake, and those are made of contexts.
+        from mtlstunnel.tls.rehearsal import rehearse
+
+        said = rehearse(context, path[:-1])
+        self._is_settled, self._path = True, said.path
+        return _last_word(said.verdict, self._objection)
+
     def _verdict_on(self, presented: Presented, objection: Objection | None) -> Verdict:
         now = self.now()
-        verdict = judge(presented, now, self.policy)
-        if objection is not None and isinstance(verdict, Accepted):
-            verdict = objection(verdict.identity) or verdict
+        verdict = _last_word(judge(presented, now, self.policy), objection)
         if isinstance(verdict, Accepted) and verdict.note:
             # There are as many notes as CRLs that can be late at once, so this stays small.
             last = self._noted.get(verdict.note)

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import attrs
 from OpenSSL import SSL
 
-from mtlstunnel.settings import TLSVersion, VerifyStrategy
 from mtlstunnel.tls import bindings
-from mtlstunnel.tls.context import DoorContext
+from mtlstunnel.tls.context import STAGE, DoorContext
 from mtlstunnel.tls.handshake import Handshake
 from mtlstunnel.trust.verdict import Accepted, Finding, Refused, Verdict
-
-_STAGE: dict[str, Any] = {
-    "min_version": TLSVersion.TLS_1_2,
-    "verify": VerifyStrategy.REQUIRE_AND_VERIFY,
-    "resumption": False,
-}
-"""In what a rehearsal differs from the door; nothing of it has a say in the verdict."""
 
 _LARGEST_RECORD = 1 << 14
 _HANDSHAKE_RECORD = b"\x16\x03\x03"
@@ -33,10 +25,12 @@ class Rehearsal:
 
     :ivar verdict: as in a real handshake, but for what only the key could prove
     :ivar alert: what a refused client would be sent; None for one that is let in
+    :ivar path: DER, the path by which it would be let in; empty for one that is refused
     """
 
     verdict: Verdict
     alert: int | None
+    path: tuple[bytes, ...] = ()
 
 
 @attrs.frozen
@@ -62,12 +56,12 @@ def rehearse(context: DoorContext, chain: Sequence[bytes]) -> Rehearsal:
     :param chain: DER certificates as a client would send them, its own first; of any bytes
     """
     stage = context
-    if any(getattr(context, name) is not value for name, value in _STAGE.items()):
-        stage = attrs.evolve(context, **_STAGE)
+    if any(getattr(context, name) is not value for name, value in STAGE.items()):
+        stage = attrs.evolve(context, **STAGE)
     handshake = _shown(stage, chain)
     if not isinstance(handshake.verdict, Accepted | Refused):
         raise RuntimeError("the door came to no verdict on the certificates it was shown")
-    return Rehearsal(handshake.verdict, handshake.alert)
+    return Rehearsal(handshake.verdict, handshake.alert, tuple(stage.path))
 
 
 def all_objections(context: DoorContext, chain: Sequence[bytes]) -> Objections:
@@ -82,8 +76,11 @@ def all_objections(context: DoorContext, chain: Sequence[bytes]) -> Objections:
         for field in attrs.fields(DoorContext)
         if field.init
     }
-    observer = _ObservingContext(**{**settings, **_STAGE})
+    observer = _ObservingContext(**{**settings, **STAGE})
     _shown(observer, chain)
+    fitting = context.context_of_signers(observer.path)
+    if fitting is not None:
+        return all_objections(fitting, chain)
     return Objections(tuple(dict.fromkeys(observer.findings)), observer.path)
 
 
@@ -114,7 +111,9 @@ def _shown(context: DoorContext, chain: Sequence[bytes]) -> Handshake:
     return handshake
 
 
+@functools.cache
 def _client_hello() -> bytes:
+    # Always the same one: nobody but the rehearsing server ever sees it.
     client = SSL.Context(SSL.TLS_CLIENT_METHOD)
     client.set_min_proto_version(SSL.TLS1_2_VERSION)
     client.set_max_proto_version(SSL.TLS1_2_VERSION)
