@@ -29,6 +29,7 @@ _VERIFY_NAMES = (
     "X509_STORE_CTX_get0_cert",
     "X509_STORE_CTX_get1_chain",
     "X509_STORE_CTX_set_error",
+    "ERR_clear_error",
     "BIO_new",
     "BIO_s_mem",
     "BIO_free",
@@ -124,8 +125,11 @@ def set_verify(
         if answer == VERIFY_OK:
             return ok
         if answer == LET_IN_ANYWAY:
-            # What is left in the context would be the result of the whole verification.
+            # What is left in the context would be the result of the whole verification, and what a
+            # signature that did not verify left in the queue (until OpenSSL 3.5) that of the
+            # handshake.
             _lib.X509_STORE_CTX_set_error(store_context, VERIFY_OK)
+            _lib.ERR_clear_error()
             return 1
         _lib.X509_STORE_CTX_set_error(store_context, answer)
         return 0
