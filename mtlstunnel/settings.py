@@ -131,7 +131,12 @@ def parse_crl_expired(option: str, text: str) -> CrlExpired:
         raise SettingsError(
             f"{option} {text!r}: give refuse, warn, or grace=SECONDS such as grace=86400"
         )
-    return CrlExpired(seconds(f"{option} grace", number))
+    try:
+        return CrlExpired(seconds(option, number))
+    except SettingsError:
+        raise SettingsError(
+            f"{option} {text!r}: give a number of seconds above 0, such as grace=86400 for a day"
+        ) from None
 
 
 _Choice = TypeVar("_Choice", bound=enum.Enum)

@@ -261,8 +261,8 @@ class ExpiredCrls(Told):
             )
         for number in ("", "0", "-1", "1h", "inf", "nan"):
             self.assertTold(
-                f"--crl-expired grace {number!r}: give a number of seconds above 0, "
-                "such as 10 or 0.5",
+                f"--crl-expired 'grace={number}': give a number of seconds above 0, such as "
+                "grace=86400 for a day",
                 parse_crl_expired,
                 "--crl-expired",
                 f"grace={number}",

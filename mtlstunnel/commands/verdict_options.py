@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,6 +13,7 @@ from mtlstunnel.commands.people import fail
 from mtlstunnel.errors import MtlstunnelError, SettingsError
 from mtlstunnel.service.allow_file import load_allow_file
 from mtlstunnel.settings import AllowedNames, CrlCheck, choice, parse_crl_expired
+from mtlstunnel.trust.identity import escape
 
 
 class VerdictOptions(usage.Options):
@@ -26,8 +28,13 @@ class VerdictOptions(usage.Options):
     mistake = 1
     optParameters: list[list[Any]] = [
         ["allow-file", None, None, "TOML file with more of the --allow rules"],
-        ["crl-check", None, "leaf", "whose revocation is looked for: leaf or chain"],
-        ["crl-expired", None, "refuse", "past a CRL's nextUpdate: refuse, warn or grace=SECONDS"],
+        ["crl-check", None, None, "whose revocation is looked for: leaf or chain [default: leaf]"],
+        [
+            "crl-expired",
+            None,
+            None,
+            "past a CRL's nextUpdate: refuse, warn or grace=SECONDS [default: refuse]",
+        ],
     ]
     optFlags: list[list[Any]] = [
         ["strict", None, "refuse certificates that do not keep to the whole of RFC 5280"],
@@ -111,14 +118,31 @@ class VerdictOptions(usage.Options):
 
         :raises SettingsError: a value cannot work
         """
+        for name in ("crl-check", "crl-expired"):
+            if self[name] is not None and not self.crls:
+                raise SettingsError(f"--{name} is given without --crl; give the CRLs, too")
         return {
             "cas": tuple(self.cas),
             "allow": self._allowed(),
             "strict": bool(self["strict"]),
             "crl": tuple(self.crls),
-            "crl_check": choice("--crl-check", CrlCheck, self["crl-check"]),
-            "crl_expired": parse_crl_expired("--crl-expired", self["crl-expired"]),
+            "crl_check": choice("--crl-check", CrlCheck, self["crl-check"] or "leaf"),
+            "crl_expired": parse_crl_expired("--crl-expired", self["crl-expired"] or "refuse"),
         }
+
+    def in_a_command(self) -> str:
+        """What of the verdict was said beside --cas, --crl and --strict, to be said again."""
+        said = [
+            f"--{name} {shlex.quote(self[name])}"
+            for name in ("crl-check", "crl-expired", "allow-file")
+            if self[name] is not None
+        ]
+        said += [
+            f"--allow-{kind} {shlex.quote(value)}"
+            for kind, values in self.allowed.items()
+            for value in values
+        ]
+        return escape(" ".join(said))
 
     def _allowed(self) -> AllowedNames:
         path = self.path("allow-file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mtlstunnel.errors import SettingsError
 from mtlstunnel.settings import AllowedNames
 from mtlstunnel.trust.identity import escape
 from mtlstunnel.trust.pem import shown_path
+from mtlstunnel.trust.rules import access_rules
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,7 +31,10 @@ def load_allow_file(path: Path) -> AllowedNames:
     """
     shown = f"--allow-file {shown_path(path)}"
     try:
-        found = tomllib.loads(path.read_bytes().decode("utf-8"))
+        content = path.read_bytes()
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise SettingsError(f"{shown}: is UTF-16, not TOML; save it as UTF-8")
+        found = tomllib.loads(content.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
     except OSError as error:
         raise SettingsError(
             f"{shown}: cannot be read: {error.strerror}; give a TOML file such as {_EXAMPLE}"
@@ -51,4 +56,11 @@ def load_allow_file(path: Path) -> AllowedNames:
             f"{shown}: there is no rule in it, which would let in every verified client; "
             f"write one such as {_EXAMPLE}, or leave the file out"
         )
-    return AllowedNames(**names)
+    allowed = AllowedNames(**names)
+    try:
+        access_rules(allowed)
+    except SettingsError as error:
+        # As it is spelled in the file.
+        option, _, said = str(error).removeprefix("--").partition(" ")
+        raise SettingsError(f"{shown}: {option.replace('-', '_')} {said}") from None
+    return allowed

@@ -11,6 +11,7 @@ import attrs
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtensionOID
 
 from mtlstunnel.trust import der
 from mtlstunnel.trust.identity import quietly
@@ -116,6 +117,29 @@ def ca_fault(certificate: x509.Certificate) -> str | None:
     """What our own rules have against a CA in a bundle; None where nothing."""
     fault = _facts(certificate.public_bytes(Encoding.DER), certificate).fault
     return None if fault is None else fault[1]
+
+
+@quietly
+def strict_fault(ca: x509.Certificate) -> str | None:
+    """
+    For which ``--strict`` refuses every client of a CA; None where there is nothing.  The words
+    stand behind its name.
+
+    OpenSSL's X509_V_FLAG_X509_STRICT (check_extensions in crypto/x509/x509_vfy.c), as far as it
+    looks at the end of a path; RFC 5280, 4.1.2.6, 4.2.1.1 to 4.2.1.3 and 4.2.1.9.
+    """
+    found = {one.oid: one.critical for one in ca.extensions}
+    if not ca.subject.rdns:
+        return "has no subject"
+    if not ca.issuer.rdns:
+        return "has no issuer"
+    if ExtensionOID.KEY_USAGE not in found:
+        return "has no keyUsage"
+    if ExtensionOID.SUBJECT_KEY_IDENTIFIER not in found:
+        return "has no subject key identifier"
+    if not found.get(ExtensionOID.BASIC_CONSTRAINTS, False):
+        return "has basicConstraints that are not critical, to which OpenSSL before 4.0 objects"
+    return None
 
 
 def _facts_of(certificate: bytes) -> _Facts:

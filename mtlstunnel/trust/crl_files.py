@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 
 from mtlstunnel.errors import CrlError
+from mtlstunnel.settings import REFUSE_EXPIRED, CrlCheck, CrlExpired
 from mtlstunnel.trust.bundle import Anchor
 from mtlstunnel.trust.crl import Crl, UnfitCrl, may_sign_crls, read_crl
 from mtlstunnel.trust.files import Wanted, read_files
@@ -190,11 +191,46 @@ def _notes(crl: Crl, is_of_an_anchor: bool, at: datetime.datetime) -> Iterator[s
             f"{crl.title}: does not say when the next one is due (nextUpdate), so it counts for "
             "ever; see to it that new ones arrive"
         )
-    elif crl.is_expired(at):
-        yield f"{crl.title}: the next one was due at {crl.next_update}; get it from that CA"
 
 
-def _unchecked(anchors: Sequence[Anchor], with_crl: frozenset[NameKey]) -> Iterator[str]:
+def _late(crls: Sequence[Crl], at: datetime.datetime, expired: CrlExpired) -> Iterator[str]:
+    """What becomes of the clients of each CA whose CRL is late."""
+    for crl in crls:
+        due = crl.next_update
+        if due is None or not crl.is_expired(at):
+            continue
+        newer = [one for one in crls if one.name == crl.name and one.this_update > crl.this_update]
+        if newer:
+            yield f"{crl.title}: is late, and a newer one is there ({newer[0].title}); remove it"
+        elif (at - due).total_seconds() > expired.grace:
+            yield (
+                f"{crl.title}: the next one was due at {due}, so every client of that CA is "
+                f"refused as crl_expired (--crl-expired {expired}); get the new one from the CA"
+            )
+        elif (until := _after(due, expired.grace)) is None:
+            yield (
+                f"{crl.title}: the next one was due at {due}; the clients of that CA come in by "
+                f"this one without limit (--crl-expired {expired}); get the new one from the CA"
+            )
+        else:
+            yield (
+                f"{crl.title}: the next one was due at {due}; the clients of that CA come in by "
+                f"this one until {until} (--crl-expired {expired}) and are "
+                "refused as crl_expired from then on; get the new one from the CA"
+            )
+
+
+def _after(moment: datetime.datetime, seconds: float) -> datetime.datetime | None:
+    """None where that is beyond all times."""
+    try:
+        return moment + datetime.timedelta(seconds=seconds)
+    except OverflowError:
+        return None
+
+
+def _unchecked(
+    anchors: Sequence[Anchor], with_crl: frozenset[NameKey], check: CrlCheck
+) -> Iterator[str]:
     names = [
         display_name(anchor.certificate)
         for anchor in anchors
@@ -203,15 +239,27 @@ def _unchecked(anchors: Sequence[Anchor], with_crl: frozenset[NameKey]) -> Itera
     if names:
         more = len(names) - _MOST_NAMED
         which = ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
-        yield (
-            f"no CRL for {which}: clients of these CAs are not checked for revocation, unless "
-            "by way of an intermediate that has a CRL; give theirs with --crl, too"
-        )
+        if check is CrlCheck.CHAIN:
+            yield (
+                f"no CRL for {which}: clients whom these CAs signed themselves are not checked for "
+                "revocation, and those by way of an intermediate that has a CRL are refused as "
+                "crl_missing (--crl-check chain); give theirs with --crl, too"
+            )
+        else:
+            yield (
+                f"no CRL for {which}: clients of these CAs are not checked for revocation, unless "
+                "by way of an intermediate that has a CRL; give theirs with --crl, too"
+            )
 
 
 @quietly
 def load_crls(
-    paths: Iterable[Path], anchors: Sequence[Anchor], at: datetime.datetime
+    paths: Iterable[Path],
+    anchors: Sequence[Anchor],
+    at: datetime.datetime,
+    *,
+    check: CrlCheck = CrlCheck.LEAF,
+    expired: CrlExpired = REFUSE_EXPIRED,
 ) -> LoadedCrls:
     """
     Read the CRLs in PEM and DER files and in the ``*.pem``, ``*.crl`` and ``*.der`` of directories.
@@ -220,6 +268,8 @@ def load_crls(
     has their CA.
 
     :param at: the present, with its time zone
+    :param check: for which certificates a CRL will be asked for, to tell what comes of it
+    :param expired: what becomes of clients whose CRL is late, the same
     :raises CrlError: a file or a part of it cannot be used; every problem is in it
     """
     problems: list[str] = []
@@ -252,5 +302,7 @@ def load_crls(
     if problems:
         raise CrlError(problems)
     if crls:
-        notes.extend(_unchecked(anchors, frozenset(crl.issuer_key for crl in crls.values())))
+        with_crl = frozenset(crl.issuer_key for crl in crls.values())
+        notes.extend(_late(tuple(crls.values()), at, expired))
+        notes.extend(_unchecked(anchors, with_crl, check))
     return LoadedCrls(tuple(crls.values()), tuple(notes))

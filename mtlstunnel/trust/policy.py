@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterator
 
 import attrs
 
 from mtlstunnel.settings import VerdictSettings
 from mtlstunnel.trust.bundle import Bundle, load_bundle
+from mtlstunnel.trust.chain import strict_fault
 from mtlstunnel.trust.crl_files import load_crls
 from mtlstunnel.trust.revocation import NOTHING_REVOKED, Revocation
 from mtlstunnel.trust.rules import EVERYONE, AccessRules, access_rules
@@ -55,7 +57,9 @@ def load_trust(settings: VerdictSettings, at: datetime.datetime) -> Trust:
     :raises SettingsError: an access rule cannot be used
     """
     bundle = load_bundle(settings.cas, at)
-    crls = load_crls(settings.crl, bundle.anchors, at)
+    crls = load_crls(
+        settings.crl, bundle.anchors, at, check=settings.crl_check, expired=settings.crl_expired
+    )
     policy = Policy(
         rules=access_rules(settings.allow),
         strict=settings.strict,
@@ -63,4 +67,16 @@ def load_trust(settings: VerdictSettings, at: datetime.datetime) -> Trust:
             crls=crls.crls, check=settings.crl_check, expired=settings.crl_expired
         ),
     )
-    return Trust(bundle=bundle, policy=policy, notes=(*bundle.warnings, *crls.notes))
+    notes = (*bundle.warnings, *(_too_strict(bundle) if settings.strict else ()), *crls.notes)
+    return Trust(bundle=bundle, policy=policy, notes=notes)
+
+
+def _too_strict(bundle: Bundle) -> Iterator[str]:
+    for anchor in bundle.anchors:
+        fault = strict_fault(anchor.certificate)
+        if fault is not None:
+            yield (
+                f"{anchor.title}: {fault}, so with --strict every client of it is refused as "
+                "malformed; issue it anew, with its own key and name (mtlstunnel check says how), "
+                "or leave --strict out"
+            )

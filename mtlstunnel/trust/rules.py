@@ -8,6 +8,7 @@ import functools
 import ipaddress
 import re
 from collections.abc import Callable, Iterator
+from types import MappingProxyType
 
 import attrs
 from cryptography import x509
@@ -178,6 +179,19 @@ def subject_strings(name: bytes) -> Iterator[tuple[bytes, int, str]]:
         for _, attribute in elements(relative):
             (_, kind), (tag, value) = elements(attribute)
             yield kind, tag, value.decode("utf-8") if tag in _PLAIN_STRINGS else ""
+
+
+_ODD_STRINGS = MappingProxyType({0x14: "T61String", 0x1C: "UniversalString", 0x1E: "BMPString"})
+
+
+def odd_string_type(certificate: x509.Certificate) -> str | None:
+    """The string type of a common name that no rule matches because of it; None where none is."""
+    try:
+        strings = list(subject_strings(certificate.subject.public_bytes()))
+    except Exception:
+        return None
+    odd = (_ODD_STRINGS.get(tag) for kind, tag, _ in strings if kind == COMMON_NAME)
+    return next((one for one in odd if one is not None), None)
 
 
 # Reading rules ----------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import json
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -28,10 +30,19 @@ class AllowFiles(SynchronousTestCase):
         return line.removeprefix(f"--allow-file {path}: ")
 
     def test_each_kind_of_rule(self) -> None:
-        kinds = ("cn", "ou", "dns", "uri", "ip", "email", "spki")
-        content = "".join(f'allow_{kind} = ["{kind} 1", "{kind} 2"]\n' for kind in kinds)
-        expected = AllowedNames(**{kind: (f"{kind} 1", f"{kind} 2") for kind in kinds})
-        self.assertEqual(load_allow_file(self.file(content.encode())), expected)
+        rules = {
+            "cn": ("alice", "bob"),
+            "ou": ("ops", "R&D"),
+            "dns": ("a.example", "*.b.example"),
+            "uri": ("spiffe://a/*", "https://b/"),
+            "ip": ("192.0.2.1", "2001:db8::/32"),
+            "email": ("a@example.com", "b@example.com"),
+            "spki": ("00" * 32, "11" * 32),
+        }
+        content = "".join(f"allow_{kind} = {json.dumps(both)}\n" for kind, both in rules.items())
+        expected = AllowedNames(**rules)
+        for mark in (b"", codecs.BOM_UTF8):
+            self.assertEqual(load_allow_file(self.file(mark + content.encode())), expected)
 
     def test_a_file_without_a_rule_does_not_open_the_door(self) -> None:
         for content in (b"", b"# nothing\n", b"allow_cn = []\n"):
@@ -41,7 +52,10 @@ class AllowFiles(SynchronousTestCase):
     def test_what_is_not_understood(self) -> None:
         for content, said in (
             (b"allow_cn = [", "is not TOML"),
-            (b"\xff\xfe", "is not TOML"),
+            (b"\xff", "is not TOML"),
+            ('allow_cn = ["a"]'.encode("utf-16"), "is UTF-16, not TOML; save it as UTF-8"),
+            (b'allow_ip = ["192.0.2.300"]', "allow_ip '192.0.2.300': "),
+            (b'allow_dns = ["a b"]', "allow_dns 'a b': give a DNS name"),
             (b'allow_nc = ["alice"]', "'allow_nc' is not known; there are allow_cn, "),
             (b'cn = ["alice"]', "'cn' is not known"),
             (b'allow_cn = "alice"', "allow_cn is not a list of strings"),

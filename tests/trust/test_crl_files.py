@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import datetime
+import math
 import os
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 from twisted.trial import unittest
 
 from mtlstunnel.errors import CrlError, MtlstunnelError, person_lines
+from mtlstunnel.settings import CrlCheck, CrlExpired
 from mtlstunnel.trust.bundle import load_bundle
 from mtlstunnel.trust.crl_files import LoadedCrls, load_crls
 from mtlstunnel.trust.names import name_key
@@ -349,10 +351,36 @@ class Told(InAFolder):
     def test_one_past_its_next_update(self) -> None:
         self.assertTold(
             crls.crl(CA, next_update=pki.NOW - crls.HOUR / 2),
-            f"CRL 1 (DER, CN=Test CA): the next one was due at {pki.NOW - crls.HOUR / 2}; "
-            "get it from that CA",
+            f"CRL 1 (DER, CN=Test CA): the next one was due at {pki.NOW - crls.HOUR / 2}, so "
+            "every client of that CA is refused as crl_expired (--crl-expired refuse); get the "
+            "new one from the CA",
         )
         self.assertTold(crls.crl(CA, next_update=pki.NOW))
+
+    def test_what_becomes_of_the_clients_of_one_that_is_late(self) -> None:
+        due = pki.NOW - crls.HOUR / 2
+        path = self.file(crls.crl(CA, next_update=due))
+        until = f"come in by this one until {due + crls.HOUR}.*refused as crl_expired from then"
+        for expired, said in (
+            (CrlExpired(math.inf), "come in by this one without limit"),
+            (CrlExpired(3600), until.replace("+", r"\+")),
+            (CrlExpired(60), "every client of that CA is refused as crl_expired"),
+        ):
+            (note,) = load_crls([path], self.anchors, pki.NOW, expired=expired).notes
+            self.assertRegex(note, said)
+
+    def test_one_that_is_late_beside_a_newer_one_locks_nobody_out(self) -> None:
+        hour = crls.HOUR
+        old = crls.crl(CA, this_update=pki.NOW - 3 * hour, next_update=pki.NOW - 2 * hour)
+        late = self.file(old, "late.crl")
+        (note,) = load_crls([late, self.file(GOOD)], self.anchors, pki.NOW).notes
+        self.assertRegex(note, "is late, and a newer one is there .*remove it")
+
+    def test_whom_nobody_looks_at_where_the_whole_chain_is_asked_for(self) -> None:
+        chain = load_crls([self.file(OF_OTHER)], self.anchors, pki.NOW, check=CrlCheck.CHAIN).notes[
+            -1
+        ]
+        self.assertRegex(chain, "signed themselves are not checked.*are refused as crl_missing")
 
     def test_one_from_the_future(self) -> None:
         self.assertTold(
