@@ -7,7 +7,9 @@ import codecs
 import contextlib
 import functools
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import attrs
@@ -35,10 +37,19 @@ _BASE64_ALONE = re.compile(rb"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
 _PKCS12_VERSION = b"\x02\x01\x03"
 """INTEGER 3, the first thing in a PFX (RFC 7292, 4)."""
 
+_LEGACY = tuple(bytes.fromhex(f"060a2a864886f70d010c01{number:02x}") for number in (1, 2, 5, 6))
+"""RC4 and RC2 (RFC 7292, appendix C), which only OpenSSL's legacy provider has."""
+
 _A_REQUEST = (
     "is a certificate request (CSR), not a certificate yet; have your CA sign it: openssl x509 "
-    "-req -in client.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 365 -out client.pem"
+    "-req -in {file} -CA ca.pem -CAkey ca.key -CAcreateserial -days 365 -out {made}"
 )
+
+
+def _a_request(name: str) -> str:
+    path = PurePath(name)
+    made = path.with_suffix(".pem" if path.suffix != ".pem" else ".crt")
+    return _A_REQUEST.format(file=shlex.quote(name), made=shlex.quote(str(made)))
 
 
 @quietly
@@ -111,8 +122,8 @@ class ClientFile:
 
     :ivar certificates: in the order of the file
     :ivar notes: finished sentences about how it was read
-    :ivar to_pem: the command that makes ``client.pem`` of it, with FILE for its name; empty where
-        it is PEM already
+    :ivar to_pem: the command that makes PEM of it, with FILE for its name and MADE for that of the
+        file it makes; empty where it is PEM already
     """
 
     certificates: tuple[Held, ...] = ()
@@ -151,6 +162,8 @@ def read_client_file(name: str, data: bytes, ask: AskPassword) -> ClientFile:
         )
         try:
             found = _from_der(name, base64.b64decode(data), ask)
+            if found.to_pem:
+                found = attrs.evolve(found, to_pem=_from_base64(found.to_pem))
         except ValueError:
             raise ClientFileError(
                 f"{name}: is base64 without BEGIN and END lines, and cut off; export it again"
@@ -161,6 +174,11 @@ def read_client_file(name: str, data: bytes, ask: AskPassword) -> ClientFile:
             "(-----BEGIN CERTIFICATE-----), DER, PKCS #12 (.p12, .pfx) or PKCS #7 (.p7b)"
         )
     return attrs.evolve(found, notes=(*notes, *found.notes), to_pem=to_pem or found.to_pem)
+
+
+def _from_base64(to_pem: str) -> str:
+    """The same for a file in which the DER stands as base64."""
+    return f"tr -d '[:space:]' < FILE | openssl base64 -d -A | {to_pem.replace(' -in FILE', '')}"
 
 
 def _plain(name: str, data: bytes) -> tuple[bytes, tuple[str, ...], str]:
@@ -176,7 +194,7 @@ def _plain(name: str, data: bytes) -> tuple[bytes, tuple[str, ...], str]:
             f"{name}: is UTF-16, as Windows writes it, and was read as such; OpenSSL and curl "
             "cannot read it: save it as ASCII or UTF-8"
         )
-        return text, (note,), "iconv -f utf-16 -t utf-8 FILE > client.pem"
+        return text, (note,), "iconv -f utf-16 -t utf-8 FILE > MADE"
     if data.startswith(codecs.BOM_UTF8):
         note = f"{name}: begins with a byte order mark, which not every program passes over"
         return data, (note,), ""
@@ -207,7 +225,7 @@ def _from_pem(name: str, data: bytes, ask: AskPassword) -> ClientFile:
         elif block.label in _REQUEST_LABELS:
             is_request = True
     if is_request and not certificates:
-        raise ClientFileError(f"{name}: {_A_REQUEST}")
+        raise ClientFileError(f"{name}: {_a_request(name)}")
     if not (certificates or keys or notes):
         raise ClientFileError(
             f"{name}: neither a certificate nor a private key in it; give the client's certificate"
@@ -300,7 +318,7 @@ def _from_der(name: str, data: bytes, ask: AskPassword) -> ClientFile:
         return ClientFile(
             (Held(data, f"{name} (DER)"),),
             notes=(f"{name}: is DER and was read so",),
-            to_pem="openssl x509 -inform der -in FILE -out client.pem",
+            to_pem="openssl x509 -inform der -in FILE -out MADE",
         )
     try:
         inside = tuple(_in_pkcs7(name, data))
@@ -310,7 +328,7 @@ def _from_der(name: str, data: bytes, ask: AskPassword) -> ClientFile:
         return ClientFile(
             inside,
             notes=(f"{name}: is PKCS #7; its certificates were taken out of it",),
-            to_pem="openssl pkcs7 -inform der -in FILE -print_certs -out client.pem",
+            to_pem="openssl pkcs7 -inform der -in FILE -print_certs -out MADE",
         )
     try:
         return ClientFile(keys=(_held_key(load_der_private_key(data, None), f"{name} (DER)"),))
@@ -331,7 +349,7 @@ def _unknown_der(name: str, data: bytes) -> ClientFile:
             (Held(data, f"{name} (DER)"),),
             notes=(f"{name}: cannot be read as a certificate; it is shown to the server as it is",),
         )
-    raise ClientFileError(f"{name}: {_A_REQUEST}")
+    raise ClientFileError(f"{name}: {_a_request(name)}")
 
 
 def _is_pkcs12(data: bytes) -> bool:
@@ -351,7 +369,7 @@ def _in_pkcs7(name: str, data: bytes) -> Iterator[Held]:
 
 
 def _from_pkcs12(name: str, data: bytes, ask: AskPassword) -> ClientFile:
-    opened, how = _opened(name, data, ask)
+    opened, has_password = _opened(name, data, ask)
     found = [opened.cert, *opened.additional_certs]
     certificates = tuple(
         Held(_der(one.certificate), f"{name}: certificate {number}")
@@ -360,28 +378,40 @@ def _from_pkcs12(name: str, data: bytes, ask: AskPassword) -> ClientFile:
     keys = () if opened.key is None else (_held_key(opened.key, name),)
     if not certificates and not keys:
         raise ClientFileError(f"{name}: there is nothing in this PKCS #12 file; export it again")
+    notes = [
+        f"{name}: is PKCS #12 and was opened {'with the' if has_password else 'without a'} password"
+    ]
+    options = "" if has_password else " -passin pass:"
+    legacy = any(oid in data for oid in _LEGACY)
+    if legacy:
+        options = f" -legacy{options}"
+        notes.append(
+            f"{name}: is encrypted by RC2 or RC4, as older Windows and Java write it; curl and "
+            "everything else that is built on OpenSSL 3 cannot load it as it is"
+        )
     return ClientFile(
         certificates,
         keys,
-        (f"{name}: is PKCS #12 and was opened {how}",),
-        to_pem="openssl pkcs12 -in FILE -nodes -out client.pem",
+        tuple(notes),
+        to_pem=f"openssl pkcs12{options} -in FILE -nodes -out MADE",
     )
 
 
 def _opened(
     name: str, data: bytes, ask: AskPassword
-) -> tuple[pkcs12.PKCS12KeyAndCertificates, str]:
+) -> tuple[pkcs12.PKCS12KeyAndCertificates, bool]:
+    """What is in it, and whether there was a password."""
     # Without a password is two things in PKCS #12: none, and an empty one.
     for none in (None, b""):
         with contextlib.suppress(Exception):
-            return pkcs12.load_pkcs12(data, none), "without a password"
+            return pkcs12.load_pkcs12(data, none), False
     password = ask(name)
     if password is None:
         raise ClientFileError(
             f"{name}: this PKCS #12 file has a password; give a file with it: --password-file FILE"
         )
     try:
-        return pkcs12.load_pkcs12(data, password), "with the password"
+        return pkcs12.load_pkcs12(data, password), True
     except Exception:
         raise ClientFileError(
             f"{name}: the password does not open this PKCS #12 file; give the right one"

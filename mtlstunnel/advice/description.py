@@ -32,6 +32,14 @@ def extension(certificate: x509.Certificate, kind: type[_E]) -> _E | None:
     return attempt(lambda: certificate.extensions.get_extension_for_class(kind).value, None)
 
 
+def name_parts(read: Callable[[], x509.Name], oid: x509.ObjectIdentifier) -> tuple[str, ...]:
+    """What a name has of one kind; nothing where it cannot be read.  Never raises."""
+    nothing: tuple[str, ...] = ()
+    return attempt(
+        lambda: tuple(str(one.value) for one in read().get_attributes_for_oid(oid)), nothing
+    )
+
+
 @quietly
 def key_words(certificate: x509.Certificate) -> str:
     """Kind and size of the public key: ``RSA 2048``, ``EC P-256``, ``Ed25519``."""

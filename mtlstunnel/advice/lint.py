@@ -24,6 +24,7 @@ from mtlstunnel.advice.description import (
 )
 from mtlstunnel.trust.bundle import Entry, warnings_about
 from mtlstunnel.trust.identity import display_name, quietly, spki_sha256
+from mtlstunnel.trust.namesakes import MOST_NAMESAKES
 
 _MOST_PLACES = 3
 _MOST_TRIED = 100
@@ -165,11 +166,17 @@ class _Family:
                 "is left"
             )
             yield Remark(Weight.NOTE, text)
+            if len(namesakes) > MOST_NAMESAKES:
+                most = (
+                    f"there are {len(namesakes)} CAs of this name, and a client that does not say "
+                    f"which it means is looked for among the first {MOST_NAMESAKES} only"
+                )
+                yield Remark(Weight.WARNING, most)
         twins = self.by_key[key]
         if len(twins) > 1:
             text = (
                 f"has the same key as {_places(twins, lambda one: one is not entry)}: one that was "
-                "renewed or cross-signed, and either is enough for its clients"
+                "renewed or cross-signed; of those that are valid OpenSSL takes the first"
             )
             yield Remark(Weight.NOTE, text)
         if not is_self_issued(certificate):
@@ -234,7 +241,7 @@ def _limits(certificate: x509.Certificate) -> Iterator[Remark]:
         yield Remark(Weight.NOTE, f"name constraints: {shown}")
     if subject_key_id(certificate) is None:
         text = (
-            "no subjectKeyIdentifier: among CAs of the same name its clients cannot be told apart"
+            "no subjectKeyIdentifier: what it signs cannot say by which of several keys of its name"
         )
         yield Remark(Weight.NOTE, text)
     elif not is_self_issued(certificate) and authority_key_id(certificate) is None:

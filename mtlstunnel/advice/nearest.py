@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 
 import attrs
@@ -21,6 +22,24 @@ _MOST_TRIED = 500
 
 _ALIKE = 0.8
 """Common names are alike from this ratio of difflib on."""
+
+
+_SAME_WORD = 0.5
+"""What a word in common counts beside that."""
+
+_INTERMEDIATES = frozenset(
+    {"intermediate", "issuing", "sub", "subca", "subordinate", "policy", "signing"}
+)
+_EVERY_CA = _INTERMEDIATES | frozenset(
+    {
+        *("authority", "authorities", "certificate", "certificates", "certification", "client"),
+        *("clients", "global", "internal", "our", "the", "and", "for", "of", "pki", "primary"),
+        *("private", "public", "root", "server", "tls", "ssl", "trust", "test", "network", "class"),
+        *("services", "service", "device", "devices", "user", "users", "company", "inc", "ltd"),
+        *("rsa", "ecc", "ecdsa", "sha", "other", "some", "old", "new", "own"),
+    }
+)
+"""Words that say nothing of whose CA it is."""
 
 
 @attrs.frozen
@@ -84,7 +103,7 @@ def nearest(
 
 
 def similar(name: x509.Name, anchors: Sequence[Anchor]) -> tuple[Near, ...]:
-    """The CAs of the same organization, or whose common name is nearly the same."""
+    """The CAs of the same organization, or whose common name is like it or has a word of it."""
     organization, common = _part(name, NameOID.ORGANIZATION_NAME), _part(name, NameOID.COMMON_NAME)
     found: list[tuple[float, Near]] = []
     for one in anchors:
@@ -93,6 +112,8 @@ def similar(name: x509.Name, anchors: Sequence[Anchor]) -> tuple[Near, ...]:
         if organization and _part(subject, NameOID.ORGANIZATION_NAME) == organization:
             score = 1.0
         other = _part(subject, NameOID.COMMON_NAME)
+        if _telling(common) & _telling(other):
+            score += _SAME_WORD
         if common and other:
             # Cheap bounds first: a bundle may have thousands.
             matcher = difflib.SequenceMatcher(None, common.lower(), other.lower())
@@ -102,6 +123,18 @@ def similar(name: x509.Name, anchors: Sequence[Anchor]) -> tuple[Near, ...]:
             found.append((score, Near("similar_name", place(one), one.certificate)))
     found.sort(key=lambda one: -one[0])
     return tuple(near for _, near in found[:3])
+
+
+def _telling(name: str) -> frozenset[str]:
+    """The words of a CA's name that are its own: ``Example Issuing CA 2`` is Example's."""
+    words = re.findall(r"[^\W\d_]{3,}", name.casefold())
+    return frozenset(words) - _EVERY_CA
+
+
+def looks_like_an_intermediate(name: x509.Name) -> bool:
+    """Whether a CA calls itself one."""
+    words = set(re.findall(r"[a-z]+", _part(name, NameOID.COMMON_NAME).casefold()))
+    return bool(words & _INTERMEDIATES)
 
 
 def _part(name: x509.Name, oid: x509.ObjectIdentifier) -> str:

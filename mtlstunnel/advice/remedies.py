@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
-import base64
-import shlex
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from cryptography.x509.oid import NameOID
+import attrs
 
 from mtlstunnel.advice.chain_remedies import bad_signature, unknown_ca
 from mtlstunnel.advice.client_file import read_certificate
-from mtlstunnel.advice.description import attempt, constraint_words, crl_address, purpose_words
-from mtlstunnel.advice.explanation import Objection
-from mtlstunnel.advice.steps import (
-    NEW_CA,
-    NEW_KEY,
-    SIGN_FOR_CLIENTS,
-    Case,
-    Step,
-    Who,
+from mtlstunnel.advice.command_lines import (
+    CaFiles,
+    ca_files,
     look,
+    make_ca_of,
+    new_ca,
+    renew_ca,
     request,
+    sign,
+    with_intermediates,
 )
-from mtlstunnel.trust.identity import escape, identity_of_der
+from mtlstunnel.advice.crl_remedies import crl_expired, crl_missing, revoked
+from mtlstunnel.advice.description import constraint_words, purpose_words
+from mtlstunnel.advice.explanation import Objection
+from mtlstunnel.advice.form_remedies import malformed
+from mtlstunnel.advice.issuing import (
+    above,
+    culprit_files,
+    get_a_new_one,
+    is_the_clients,
+    new_key_and_certificate,
+    signer_of,
+)
+from mtlstunnel.advice.rule_remedies import not_allowed
+from mtlstunnel.advice.steps import RELOAD, Case, Step, Who
+from mtlstunnel.trust.identity import identity_of_der
 from mtlstunnel.trust.reasons import Reason
-
-_PUBLISH_A_CRL = (
-    "touch index.txt",
-    "printf '[ca]\\ndefault_ca=own\\n[own]\\ndatabase=index.txt\\ndefault_md=sha256\\n' > ca.cnf",
-    "openssl ca -config ca.cnf -gencrl -keyfile ca.key -cert ca.pem -crldays 30 -out ca.crl",
-)
 
 
 def remedies(objection: Objection, case: Case) -> tuple[Step, ...]:
     """What to do about one objection, the likeliest cure first."""
     return _BY_REASON[objection.reason](objection, case)
-
-
-def _is_the_clients(objection: Objection) -> bool:
-    return not objection.depth
 
 
 def _no_certificate(_: Objection, case: Case) -> tuple[Step, ...]:
@@ -56,34 +57,50 @@ def _no_certificate(_: Objection, case: Case) -> tuple[Step, ...]:
         Step(
             Who.CLIENT,
             "A browser or Windows takes certificate and key in one PKCS #12 file, to be imported.",
-            (f"openssl pkcs12 -export -in {case.client} -inkey {case.key} -out client.p12",),
+            (
+                f"openssl pkcs12 -export -in {case.client} -inkey {case.key} "
+                f"-out {case.new(case.base)}.p12",
+            ),
         ),
     )
 
 
 def _expired(objection: Objection, case: Case) -> tuple[Step, ...]:
-    if _is_the_clients(objection):
-        return (
-            Step(
-                Who.CLIENT,
-                "Renew the certificate: send a request to the CA; the key can stay. "
-                "(With step: step ca renew.)",
-                (request(case),),
-            ),
-            Step(Who.CA, "Sign the request.", SIGN_FOR_CLIENTS),
+    if is_the_clients(objection):
+        text = (
+            "Renew the certificate: send a request to the CA; the key can stay. "
+            "(With step: step ca renew.)"
         )
+        return get_a_new_one(case, text, signer_of(case))
+    ca = culprit_files(objection, case)
+    stem = case.new(ca.base)
+    is_sent = objection.depth is not None and objection.depth + 1 < len(case.path)
     return (
         Step(
             Who.CA,
             "Renew the CA with its own key and name: what it has signed stays good, and no "
             "client's certificate has to be changed.",
-            ("openssl x509 -in ca.pem -signkey ca.key -days 3650 -out ca-renewed.pem",),
+            renew_ca(case, stem, ca, above(objection, case)),
         ),
         Step(
             Who.OPERATOR,
-            "Put the renewed CA in the bundle in place of the old one. If it is an intermediate "
-            "that the clients send, they append the renewed one to their certificates.",
-            (f"mtlstunnel check --cas {case.cas}",),
+            f"Put the renewed CA in the bundle in place of the old one. {RELOAD}",
+            (case.check(cas=f"{stem}.pem"),),
+        ),
+        *(_send_the_renewed(case, f"{stem}.pem", objection.depth or 0) if is_sent else ()),
+    )
+
+
+def _send_the_renewed(case: Case, ca: str, depth: int) -> tuple[Step, ...]:
+    """Where the CA is one that the client sends."""
+    stem = case.new(case.base)
+    chain = [ca_files(case, der).certificate for der in case.path[1:-1]]
+    chain[depth - 1] = ca
+    return (
+        Step(
+            Who.CLIENT,
+            "Or leave the bundle as it is, and send the renewed CA in place of the old one.",
+            (*with_intermediates(case, stem, chain), case.check(f"{stem}.pem")),
         ),
     )
 
@@ -94,7 +111,7 @@ def _not_yet_valid(_: Objection, case: Case) -> tuple[Step, ...]:
             Who.OPERATOR,
             "Compare the server's clock with the certificate. If the clock is wrong, set it "
             "right and keep it so with NTP.",
-            ("date -u", look(case, "-startdate")),
+            ("date -u", look(case.client, "-startdate")),
         ),
         Step(
             Who.CA,
@@ -105,39 +122,60 @@ def _not_yet_valid(_: Objection, case: Case) -> tuple[Step, ...]:
 
 
 def _not_a_ca(objection: Objection, case: Case) -> tuple[Step, ...]:
+    ca, depth = culprit_files(objection, case), objection.depth or 1
+    top = case.path[-1] if len(case.path) > depth + 1 else case.anchor
+    first = get_a_new_one(
+        case,
+        "The certificate was signed by one that may not sign any: a client's or server's "
+        "certificate, or a CA made without basicConstraints. Get one from a real CA.",
+        (ca_files(case, top), ()),
+    )
+    if objection.culprit is None:
+        return first
+    stem, mine = case.new(ca.base), case.new(case.base)
+    chain = [ca_files(case, der).certificate for der in case.path[1:-1]]
+    if depth <= len(chain):
+        chain[depth - 1] = f"{stem}.pem"
     return (
-        Step(
-            Who.CLIENT,
-            "The certificate was signed by one that may not sign any: a client's or server's "
-            "certificate, or a CA made without basicConstraints. Get one from a real CA.",
-            (request(case),),
-        ),
+        *first,
         Step(
             Who.CA,
-            "A CA needs basicConstraints CA:TRUE and, where it has a keyUsage, keyCertSign in it. "
-            "Look at yours; if it lacks them, make it anew, and what it signed, too.",
-            ("openssl x509 -in ca.pem -noout -ext basicConstraints,keyUsage", NEW_CA),
+            f"Or, if {identity_of_der(objection.culprit).subject} is meant to be a CA, have it "
+            "issued anew as one, with its own key: what it signed stays good. A CA needs "
+            "basicConstraints CA:TRUE and, where it has a keyUsage, keyCertSign in it.",
+            (
+                look(ca.certificate, "-ext basicConstraints,keyUsage"),
+                *make_ca_of(case, stem, ca, above(objection, case)),
+            ),
+        ),
+        Step(
+            Who.CLIENT,
+            "Then send that in place of the old one.",
+            (*with_intermediates(case, mine, chain), case.check(f"{mine}.pem")),
         ),
     )
 
 
 def _path_too_long(_: Objection, case: Case) -> tuple[Step, ...]:
+    top = ca_files(case, case.path[-1] if len(case.path) > 1 else case.anchor)
+    lowest = ca_files(case, case.path[1]) if len(case.path) > 1 else CaFiles()
     return (
-        Step(
-            Who.CLIENT,
+        *get_a_new_one(
+            case,
             "Get a certificate from a CA further up: one in the chain allows fewer CAs below it "
             "(pathlen of its basicConstraints, or the most that are looked at) than there are.",
-            (request(case),),
+            (top, ()),
         ),
         Step(
             Who.CA,
             "Or issue the upper CA anew with a larger pathlen, or without one.",
-            ("openssl x509 -in ca.pem -noout -ext basicConstraints",),
+            (look(top.certificate, "-ext basicConstraints"),),
         ),
         Step(
             Who.OPERATOR,
-            "Or put the lowest CA in the bundle in place of the upper one: it is an anchor by "
-            "itself there, and what stands above it does not count any more.",
+            "Or put the lowest CA in the bundle: it is an anchor by itself there, and what stands "
+            f"above it does not count any more. {RELOAD}",
+            (case.add_ca(lowest.certificate), case.check()),
         ),
     )
 
@@ -146,196 +184,75 @@ def _wrong_purpose(objection: Objection, case: Case) -> tuple[Step, ...]:
     certificate = None if objection.culprit is None else read_certificate(objection.culprit)
     purposes = ", ".join(purpose_words(certificate)) if certificate is not None else ""
     allows = f" (it allows {purposes})" if purposes else ""
-    if not _is_the_clients(objection):
+    if not is_the_clients(objection):
         return (
             Step(
                 Who.CA,
                 f"The extendedKeyUsage of this CA{allows} lacks clientAuth, so nothing below it "
                 "may be used by a client. Issue the CA anew with clientAuth or without that "
                 "extension, or use another CA for clients.",
-                ("openssl x509 -in ca.pem -noout -ext extendedKeyUsage",),
+                (look(culprit_files(objection, case).certificate, "-ext extendedKeyUsage"),),
             ),
         )
-    return (
-        Step(
-            Who.CLIENT,
-            f"Get a certificate that is made for TLS clients{allows and ': this one is not'}"
-            f"{allows}. Public CAs (Let's Encrypt, DigiCert, Sectigo and the others of the web) "
-            "stopped issuing such certificates in 2026, so one that worked before it was renewed "
-            "may be refused now: use a CA of your own.",
-            (look(case, "-ext extendedKeyUsage,keyUsage"), request(case)),
-        ),
-        Step(
-            Who.CA,
-            "Sign the request with extendedKeyUsage clientAuth (or without that extension).",
-            SIGN_FOR_CLIENTS,
-        ),
+    first, *others = get_a_new_one(
+        case,
+        f"Get a certificate that is made for TLS clients{allows and ': this one is not'}"
+        f"{allows}. Public CAs (Let's Encrypt, DigiCert, Sectigo and the others of the web) "
+        "stopped issuing such certificates in 2026, so one that worked before it was renewed "
+        "may be refused now: use a CA of your own.",
+        signer_of(case),
+        "Sign the request with extendedKeyUsage clientAuth (or without that extension).",
     )
+    shown = look(case.client, "-ext extendedKeyUsage,keyUsage")
+    return (attrs.evolve(first, commands=(shown, *first.commands)), *others)
 
 
 def _weak_key(objection: Objection, case: Case) -> tuple[Step, ...]:
-    if _is_the_clients(objection):
-        return (
-            Step(
-                Who.CLIENT,
-                "Make a new key, EC P-256 or RSA of 2048 bits and more, and have it certified; "
-                "the signature must be by SHA-256 or better.",
-                (NEW_KEY, request(case, "client.key")),
-            ),
-            Step(Who.CA, "Sign the request.", SIGN_FOR_CLIENTS),
+    if is_the_clients(objection):
+        return new_key_and_certificate(
+            case,
+            "Make a new key, EC P-256 or RSA of 2048 bits and more, and have it certified; "
+            "the signature must be by SHA-256 or better.",
         )
+    old = culprit_files(objection, case)
+    base, stem = case.new(old.base), case.new(case.base)
+    ca = CaFiles(base, f"{base}.pem", f"{base}.key")
     return (
         Step(
             Who.CA,
             "The key or the signature of a CA is too weak: make a new CA, with RSA of 2048 bits "
-            "and more or EC P-256, and SHA-256.",
-            (NEW_CA,),
+            "and more or EC P-256, and SHA-256; and have it certify every client anew.",
+            (new_ca(base, old), request(case, stem), *sign(case, stem, ca)),
         ),
         Step(
             Who.OPERATOR,
             "Put the new CA in the bundle beside the old one until every client has a certificate "
-            "from it.",
-            (f"cat ca.pem >> {case.cas}",),
+            f"from it. {RELOAD}",
+            (case.add_ca(ca.certificate), case.check(f"{stem}.pem")),
         ),
     )
 
 
 def _name_constraints(_: Objection, case: Case) -> tuple[Step, ...]:
-    chain = [read_certificate(der) for der in case.path[1:]]
-    bounds = [bound for one in chain if one is not None for bound in constraint_words(one)]
+    bounds: list[str] = []
+    limited: list[bytes] = []
+    for der in case.path[1:]:
+        certificate = read_certificate(der)
+        found = () if certificate is None else constraint_words(certificate)
+        bounds += found
+        limited += [der] if found else []
     limits = f" In its chain: {', '.join(bounds)}." if bounds else ""
     return (
         Step(
             Who.CLIENT,
             f"Get a certificate whose names all lie within what its CA may sign.{limits}",
             (
-                look(case, "-subject -ext subjectAltName"),
-                "openssl x509 -in ca.pem -noout -ext nameConstraints",
+                look(case.client, "-subject -ext subjectAltName"),
+                *(look(ca_files(case, der).certificate, "-ext nameConstraints") for der in limited),
             ),
         ),
         Step(Who.CA, "Or issue it from a CA that is not limited so."),
     )
-
-
-def _revoked(_: Objection, case: Case) -> tuple[Step, ...]:
-    return (
-        Step(
-            Who.CLIENT,
-            "The CA has withdrawn the certificate. Ask why; if you should still come in, make a "
-            "new key and get a new certificate for it.",
-            (NEW_KEY, request(case, "client.key")),
-        ),
-        Step(
-            Who.CA,
-            "A revocation is for good (only a certificateHold can be lifted). If it was a "
-            "mistake, issue a new certificate.",
-        ),
-    )
-
-
-def _fetch_crl(objection: Objection) -> tuple[str, ...]:
-    """How to get the CRL, where the certificate says where it is."""
-    certificate = None if objection.culprit is None else read_certificate(objection.culprit)
-    address = None if certificate is None else crl_address(certificate)
-    return () if address is None else (f"curl -o ca.crl {shlex.quote(address)}",)
-
-
-def _crl_missing(objection: Objection, case: Case) -> tuple[Step, ...]:
-    return (
-        Step(
-            Who.OPERATOR,
-            "Get the CRL of the CA that issued this certificate and give it with --crl, "
-            "beside those that are given already.",
-            (
-                *_fetch_crl(objection),
-                f"mtlstunnel check --cas {case.cas} --crl ca.crl {case.client}",
-            ),
-        ),
-        Step(
-            Who.CA,
-            "Publish a CRL, even one that revokes nothing, by the index that the CA keeps (here "
-            "index.txt).",
-            _PUBLISH_A_CRL,
-        ),
-    )
-
-
-def _crl_expired(objection: Objection, case: Case) -> tuple[Step, ...]:
-    return (
-        Step(
-            Who.OPERATOR,
-            "Get the present CRL and replace the old one; let a timer do it well before each "
-            "nextUpdate. Until you have it, --crl-expired says what an old one is good for.",
-            (*_fetch_crl(objection), "openssl crl -in ca.crl -noout -lastupdate -nextupdate"),
-        ),
-        Step(
-            Who.CA,
-            "If there is no newer one, publish it.",
-            _PUBLISH_A_CRL,
-        ),
-    )
-
-
-def _not_allowed(_: Objection, case: Case) -> tuple[Step, ...]:
-    rules = tuple(_rules_for(case.own)) if case.own is not None else ()
-    return (
-        Step(
-            Who.OPERATOR,
-            "If this client should come in, add a rule that fits it; any one of these does."
-            if rules
-            else "If this client should come in, add an --allow rule that fits it.",
-            rules,
-        ),
-        Step(
-            Who.CLIENT,
-            "Otherwise get a certificate with one of the names that the rules let in; the "
-            "operator knows them.",
-        ),
-    )
-
-
-def _rules_for(der: bytes) -> list[str]:
-    """Options that would let in this certificate, the most telling first."""
-    who = identity_of_der(der)
-    certificate = read_certificate(der)
-    options = {"dns": "--allow-dns", "uri": "--allow-uri", "email": "--allow-email"}
-    found = []
-    for name in who.san[:3]:
-        kind, _, value = name.partition(":")
-        option = {**options, "ip": "--allow-ip"}.get(kind)
-        if option is not None and "\\" not in value and "*" not in value:
-            found.append(f"{option} {shlex.quote(value)}")
-    if certificate is not None:
-        names = attempt(
-            lambda: certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME), None
-        )
-        if names and str(names[0].value).isprintable():
-            found.append(f"--allow-cn {shlex.quote(escape(str(names[0].value)))}")
-    if who.spki_sha256:
-        pin = base64.b64encode(bytes.fromhex(who.spki_sha256)).decode()
-        found.append(f"--allow-spki sha256//{pin}")
-    return found
-
-
-def _malformed(objection: Objection, case: Case) -> tuple[Step, ...]:
-    anew = Step(
-        Who.CLIENT if _is_the_clients(objection) else Who.CA,
-        "The certificate is not well-formed, or a part of it is missing or contradicts another. "
-        "Have it issued anew, with software that follows RFC 5280.",
-        (
-            look(case, "-text"),
-            f"openssl x509 -in {case.client} -outform der | openssl asn1parse -inform der",
-        ),
-    )
-    if not case.strict:
-        return (anew,)
-    lax = Step(
-        Who.OPERATOR,
-        "Or run the server without --strict, if that alone objects: the same command without it "
-        "tells.",
-        (f"mtlstunnel check --cas {case.cas} {case.client}",),
-    )
-    return (anew, lax)
 
 
 def _other(_: Objection, case: Case) -> tuple[Step, ...]:
@@ -362,11 +279,11 @@ _BY_REASON: Mapping[Reason, Callable[[Objection, Case], tuple[Step, ...]]] = Map
         Reason.WRONG_PURPOSE: _wrong_purpose,
         Reason.WEAK_KEY: _weak_key,
         Reason.NAME_CONSTRAINTS: _name_constraints,
-        Reason.REVOKED: _revoked,
-        Reason.CRL_MISSING: _crl_missing,
-        Reason.CRL_EXPIRED: _crl_expired,
-        Reason.NOT_ALLOWED: _not_allowed,
-        Reason.MALFORMED: _malformed,
+        Reason.REVOKED: revoked,
+        Reason.CRL_MISSING: crl_missing,
+        Reason.CRL_EXPIRED: crl_expired,
+        Reason.NOT_ALLOWED: not_allowed,
+        Reason.MALFORMED: malformed,
         Reason.OTHER: _other,
     }
 )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import enum
-import re
-import shlex
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import attrs
-from cryptography.x509.oid import NameOID
 
-from mtlstunnel.advice.client_file import read_certificate
-from mtlstunnel.advice.description import attempt
 from mtlstunnel.advice.explanation import Break
+
+RELOAD = "The tunnel reads its files when it starts: reload it then (kill -HUP, or restart)."
+"""To be said where a file of the server changes."""
 
 
 class Who(str, enum.Enum):
@@ -41,60 +41,79 @@ class Step:
 @attrs.frozen(kw_only=True)
 class Case:
     """
-    What a remedy is written for.
+    What a remedy is written for.  Files are parts of commands, quoted where they must be.
 
     :ivar own: DER of the client's own certificate; None where there is none
     :ivar path: DER as far as a path was built
     :ivar broken: where the chain breaks, if it does
     :ivar strict: whether certificates must keep to the whole of RFC 5280
-    :ivar client: the client's file, as a part of a command
-    :ivar key: the file of its key, the same
-    :ivar cas: the bundle, the same
+    :ivar anchor: DER of a CA of the bundle that can sign today; None where there is none
+    :ivar ca_files: for CAs that are alone in a file, by their DER: it, and where their key may be
+    :ivar client: the client's file
+    :ivar key: the file of its key
+    :ivar base: what the client's file is called, without its suffix
+    :ivar cas: the bundles, at least one
+    :ivar is_directory: whether the first of them is a directory
+    :ivar crls: the CRLs
+    :ivar options: what else the verdict depends on, as on the command line
+    :ivar taken: names that files have already where the commands will be pasted
     """
 
     own: bytes | None = None
     path: tuple[bytes, ...] = ()
     broken: Break | None = None
     strict: bool = False
+    anchor: bytes | None = None
+    ca_files: Mapping[bytes, tuple[str, str]] = MappingProxyType({})
     client: str = "client.pem"
     key: str = "client.key"
-    cas: str = "cas.pem"
+    base: str = "client"
+    cas: tuple[str, ...] = ("cas.pem",)
+    is_directory: bool = False
+    crls: tuple[str, ...] = ()
+    options: str = ""
+    taken: frozenset[str] = frozenset()
+
+    def new(self, base: str) -> str:
+        """A name, without a suffix, for files that overwrite nothing: ``new-alice``."""
+        return fresh(f"new-{base.removeprefix('new-')}", self.taken)
+
+    def check(
+        self,
+        client: str | None = None,
+        key: str | None = None,
+        *,
+        cas: str | None = None,
+        crl: str | None = None,
+        strict: bool | None = None,
+    ) -> str:
+        """
+        The command that tells whether it has helped.
+
+        :param client: another file than the client's
+        :param cas: another bundle instead of those
+        :param crl: one more CRL
+        """
+        words = ["mtlstunnel check"]
+        words += [f"--cas {one}" for one in ((cas,) if cas else self.cas)]
+        words += [f"--crl {one}" for one in (*self.crls, *((crl,) if crl else ()))]
+        words += [self.options] if self.options else []
+        words += ["--strict"] if (self.strict if strict is None else strict) else []
+        words += [f"--key {key}"] if key else []
+        return " ".join([*words, client or self.client])
+
+    def add_ca(self, file: str) -> str:
+        """Put a CA into the bundle."""
+        if self.is_directory:
+            return f"cp -n {file} {self.cas[0]}/"
+        return f"cat {file} >> {self.cas[0]}"
 
 
-_PLAIN = re.compile(r"[A-Za-z0-9 ._@-]+")
-
-NEW_KEY = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out client.key"
-_SIGN = (
-    "openssl x509 -req -in client.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 365 "
-    "-out client.pem"
-)
-SIGN_FOR_CLIENTS = (
-    "printf 'basicConstraints=CA:FALSE\\nextendedKeyUsage=clientAuth\\n' > client.ext",
-    f"{_SIGN} -extfile client.ext",
-)
-NEW_CA = (
-    "openssl req -x509 -newkey rsa:3072 -nodes -days 3650 -keyout ca.key -out ca.pem "
-    '-subj "/CN=Our clients" -addext basicConstraints=critical,CA:TRUE '
-    "-addext keyUsage=critical,keyCertSign,cRLSign"
-)
-
-
-def request(case: Case, key: str | None = None) -> str:
-    """Make a request for the client's certificate, with the key it has or another."""
-    return f"openssl req -new -key {key or case.key} -subj {_subject(case)} -out client.csr"
-
-
-def _subject(case: Case) -> str:
-    certificate = None if case.own is None else read_certificate(case.own)
-    name = ""
-    if certificate is not None:
-        found = attempt(
-            lambda: certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME), None
-        )
-        name = str(found[0].value) if found else ""
-    return shlex.quote(f"/CN={name}") if _PLAIN.fullmatch(name) else "/CN=NAME"
-
-
-def look(case: Case, what: str) -> str:
-    """Show a part of the client's certificate."""
-    return f"openssl x509 -in {case.client} -noout {what}"
+def fresh(stem: str, taken: frozenset[str]) -> str:
+    """The first of ``stem``, ``stem-2`` and so on that is not taken with any suffix."""
+    used = {name.partition(".")[0] for name in taken}
+    number, found = 1, stem
+    while found in used:
+        number += 1
+        found = f"{stem}-{number}"
+    return found

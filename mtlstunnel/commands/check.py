@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import datetime
 import getopt
 import getpass
@@ -92,6 +93,11 @@ class Options(VerdictOptions):
                 )
         if self["sni"] is not None and self["connect"] is None:
             raise SettingsError("--sni is given without --connect; give both or neither")
+        if self["at"] is not None and self["connect"] is not None:
+            raise SettingsError(
+                "--at and --connect do not go together: a running server judges as of now; leave "
+                "one of them out"
+            )
 
     def address(self) -> Address | None:
         """
@@ -174,9 +180,8 @@ class Options(VerdictOptions):
             raise BundleError(
                 [*error.problems, "a server would not start with this bundle; mend it first"]
             ) from None
-        examination = examine(
-            trust, read_client(client, self.path("key"), ask), at, settings.cas[0]
-        )
+        read = read_client(client, self.path("key"), ask)
+        examination = examine(trust, read, at, settings, self.in_a_command())
         answers: tuple[Answer, ...] = ()
         if address is not None:
             answers = self._call(address, examination)
@@ -189,6 +194,12 @@ class Options(VerdictOptions):
 
     def _call(self, address: Address, examination: Examination) -> tuple[Answer, ...]:
         chain = examination.chain
+        if chain.strange_key is not None:
+            raise SettingsError(
+                f"--connect: the private key in {chain.strange_key.where} does not belong to the "
+                f"client's certificate ({chain.own.title}), so it cannot be shown to a server; "
+                "give the one that does with --key"
+            )
         if chain.key is None:
             raise SettingsError(
                 "--connect needs the client's private key, to prove that the certificate is its "
@@ -226,13 +237,17 @@ def _asker(path: Path | None) -> AskPassword:
 
 def _password_in(path: Path) -> bytes:
     try:
-        lines = path.read_bytes().splitlines()
+        content = path.read_bytes()
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or error
         raise ClientFileError(
             f"--password-file {shown_path(path)}: cannot be read: {said}; give a file with the "
             "password in its first line"
         ) from None
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        # As PowerShell's > writes it.
+        content = content.decode("utf-16", "replace").encode("utf-8")
+    lines = content.removeprefix(codecs.BOM_UTF8).splitlines()
     return lines[0] if lines else b""
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -10,16 +12,18 @@ import attrs
 
 from mtlstunnel.advice.client_chain import ClientChain, arrange
 from mtlstunnel.advice.client_file import AskPassword, Held, read_client_file
+from mtlstunnel.advice.description import allows_clients
 from mtlstunnel.advice.explanation import Break, Objection, find_break, objections
 from mtlstunnel.advice.nearest import der_of, place
 from mtlstunnel.advice.remedies import remedies
-from mtlstunnel.advice.steps import Case, Step
+from mtlstunnel.advice.steps import Case, Step, Who, fresh
 from mtlstunnel.errors import ClientFileError
 from mtlstunnel.service.pki import make_ca, make_server
-from mtlstunnel.settings import AlertPolicy
+from mtlstunnel.settings import AlertPolicy, VerdictSettings
 from mtlstunnel.tls.context import DoorContext
 from mtlstunnel.tls.credentials import Credentials
 from mtlstunnel.tls.rehearsal import all_objections, rehearse
+from mtlstunnel.trust.bundle import Bundle
 from mtlstunnel.trust.identity import Identity, identity_of_der, quietly
 from mtlstunnel.trust.pem import quoted_path, shown_path
 from mtlstunnel.trust.policy import Trust
@@ -91,13 +95,15 @@ class ClientRead:
 
     :ivar client: its file of certificates as a part of a command
     :ivar key: the file of its key, the same
+    :ivar base: what its file is called, without the suffix
     :ivar notes: how the files were read
-    :ivar to_pem: the command that makes PEM of the client's file; empty where it is PEM
+    :ivar to_pem: the command that makes ``client`` of the file there is; empty where that is PEM
     """
 
     chain: ClientChain
     client: str
     key: str
+    base: str
     notes: tuple[str, ...]
     to_pem: str = ""
 
@@ -131,12 +137,25 @@ def read_client(client: Path, key: Path | None, ask: AskPassword) -> ClientRead:
     chain = arrange(found.certificates, keys)
     notes += chain.notes
     to_pem = found.to_pem.replace("FILE", quoted_path(client))
-    own_file = "client.pem" if to_pem else quoted_path(client)
+    base = re.sub(r"[^A-Za-z0-9_]+", "-", client.stem).strip("-") or "client"
+    own_file = quoted_path(client)
+    if to_pem:
+        here = names_here()
+        own_file = f"{base if f'{base}.pem' not in here else fresh(base, here)}.pem"
+        to_pem = to_pem.replace("MADE", own_file)
     if key is not None:
         key_file = quoted_path(key)
     else:
-        key_file = own_file if found.keys else "client.key"
-    return ClientRead(chain, own_file, key_file, tuple(notes), to_pem)
+        key_file = own_file if found.keys else f"{base}.key"
+    return ClientRead(chain, own_file, key_file, base, tuple(notes), to_pem)
+
+
+def names_here() -> frozenset[str]:
+    """What files are called where the commands will be pasted."""
+    try:
+        return frozenset(one.name for one in Path().iterdir())
+    except OSError:
+        return frozenset()
 
 
 def server_context(trust: Trust, at: datetime.datetime) -> DoorContext:
@@ -155,11 +174,18 @@ def server_context(trust: Trust, at: datetime.datetime) -> DoorContext:
 
 
 @quietly
-def examine(trust: Trust, read: ClientRead, at: datetime.datetime, cas: Path) -> Examination:
+def examine(
+    trust: Trust,
+    read: ClientRead,
+    at: datetime.datetime,
+    settings: VerdictSettings,
+    options: str = "",
+) -> Examination:
     """
     Let the server's own code judge, and explain what it says.
 
-    :param cas: the bundle's file, for the commands to paste
+    :param settings: what the trust was loaded from
+    :param options: what else of it stands on the command line, for the commands to paste
     :raises BundleError: OpenSSL does not take a CA
     """
     chain = read.chain
@@ -185,10 +211,20 @@ def examine(trust: Trust, read: ClientRead, at: datetime.datetime, cas: Path) ->
         path=path,
         broken=broken,
         strict=trust.policy.strict,
+        anchor=_fit_to_sign(trust.bundle, at),
+        ca_files=_ca_files(trust.bundle),
         client=read.client,
         key=read.key,
-        cas=quoted_path(cas),
+        base=read.base,
+        cas=tuple(map(quoted_path, settings.cas)),
+        is_directory=settings.cas[0].is_dir(),
+        crls=tuple(map(quoted_path, settings.crl)),
+        options=options,
+        taken=names_here(),
     )
+    cures = [remedies(one, case) for one in against]
+    if cures and read.to_pem:
+        cures[0] = (_make_pem(read), *cures[0])
     places = {der_of(one.certificate): place(one) for one in trust.bundle.anchors}
     return Examination(
         at=at,
@@ -198,10 +234,41 @@ def examine(trust: Trust, read: ClientRead, at: datetime.datetime, cas: Path) ->
         specific_alert=Alert.DECRYPT_ERROR if lacks_proof else specific.alert,
         path=tuple(_links(path, chain, places)),
         broken=broken,
-        cures=tuple(remedies(one, case) for one in against),
+        cures=tuple(cures),
         notes=(*read.notes, *trust.notes, *_note_of(verdict)),
         to_pem=read.to_pem,
     )
+
+
+def _make_pem(read: ClientRead) -> Step:
+    return Step(
+        Who.CLIENT,
+        "First make PEM of the file; what follows begins with that.",
+        (read.to_pem,),
+    )
+
+
+def _fit_to_sign(bundle: Bundle, at: datetime.datetime) -> bytes | None:
+    """The first CA whose clients come in."""
+    for one in bundle.anchors:
+        ca = one.certificate
+        if ca.not_valid_before_utc <= at <= ca.not_valid_after_utc and allows_clients(ca):
+            return der_of(ca)
+    return None
+
+
+def _ca_files(bundle: Bundle) -> dict[bytes, tuple[str, str]]:
+    """For each CA that is alone in its file: that, and where its key would stand."""
+    alone: dict[str, list[bytes]] = {}
+    for one in bundle.anchors:
+        alone.setdefault(one.where.partition(": certificate ")[0], []).append(
+            der_of(one.certificate)
+        )
+    return {
+        ders[0]: (shlex.quote(file), shlex.quote(str(Path(file).with_suffix(".key"))))
+        for file, ders in alone.items()
+        if len(ders) == 1
+    }
 
 
 def _note_of(verdict: Verdict) -> tuple[str, ...]:

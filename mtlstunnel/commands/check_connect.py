@@ -183,7 +183,7 @@ def compare(is_accepted: bool, answers: Sequence[Answer]) -> Comparison:
         return Comparison(
             False,
             "The server refuses what these files would let in: does it run with another bundle, "
-            "other CRLs or rules, or was it not restarted since they changed?",
+            "other CRLs or rules, or was it not reloaded since they changed?",
         )
     return Comparison(
         True,

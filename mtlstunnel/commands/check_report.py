@@ -17,7 +17,7 @@ from mtlstunnel.advice.steps import Step, Who
 from mtlstunnel.commands.check_client import Examination, Link
 from mtlstunnel.commands.check_connect import Comparison, alert_words, answer_words
 from mtlstunnel.commands.screen import paragraph
-from mtlstunnel.tls.caller import Answer
+from mtlstunnel.tls.caller import Answer, Outcome
 from mtlstunnel.trust.identity import identity_of_der
 
 _WHO = {
@@ -31,7 +31,7 @@ def client_lines(
     examination: Examination, answers: Sequence[Answer], comparison: Comparison
 ) -> Iterator[str]:
     """What a person sees."""
-    yield from _verdict(examination)
+    yield from _verdict(examination, answers, comparison)
     for heading, lines in (
         ("Also", list(_further(examination.objections[1:]))),
         ("The server", list(_server(answers, comparison))),
@@ -46,17 +46,36 @@ def client_lines(
             yield from lines
 
 
-def _verdict(examination: Examination) -> Iterator[str]:
+def _verdict(
+    examination: Examination, answers: Sequence[Answer], comparison: Comparison
+) -> Iterator[str]:
     if examination.is_accepted:
-        anchor = examination.path[-1]
-        own = examination.path[0]
-        yield paragraph(
-            f"{_title(own)} comes in; {_title(anchor)} vouches for it", " " * 10, "ACCEPTED  "
-        )
+        word, said = _welcome(examination, answers, comparison)
+        yield paragraph(said, " " * (len(word) + 2), f"{word}  ")
         return
     first = examination.objections[0]
-    yield paragraph(f"{first.reason.value}: {first.detail}", " " * 9, "REFUSED  ")
+    by = "by these files, " if answers and comparison.is_let_in is not False else ""
+    yield paragraph(f"{by}{first.reason.value}: {first.detail}", " " * 9, "REFUSED  ")
     yield paragraph(_alert(examination), " " * 9)
+    if by:
+        server = "lets it in" if comparison.is_let_in else answer_words(answers[0])
+        yield paragraph(f"The server: {server}.", " " * 9)
+
+
+def _welcome(
+    examination: Examination, answers: Sequence[Answer], comparison: Comparison
+) -> tuple[str, str]:
+    """The word for what it comes to, and the sentence, where the files let the client in."""
+    own, anchor = _title(examination.path[0]), _title(examination.path[-1])
+    if not answers:
+        return "ACCEPTED", f"{own} comes in; {anchor} vouches for it"
+    files = f"by these files {own} comes in ({anchor} vouches for it)"
+    if comparison.is_let_in:
+        return "ACCEPTED", f"{files}, and the server lets it in"
+    if comparison.is_let_in is None:
+        return "CANNOT SAY", f"{files}; the server: {answer_words(answers[0])}"
+    refusal = next(one for one in answers if one.outcome is Outcome.REFUSED)
+    return "REFUSED", f"the server {answer_words(refusal)}; {files}"
 
 
 def _title(link: Link) -> str:
@@ -111,6 +130,10 @@ def _link(link: Link, at: datetime.datetime) -> Iterator[str]:
             span = f"{moment_words(who.not_before)} to {moment_words(who.not_after)}"
             yield f"  valid    {span} ({remaining_words(certificate, at)})"
         yield f"  key      {key_words(certificate)}, signed with {signature_words(certificate)}"
+        yield f"  serial   {who.serial}"
+        padded = who.serial.upper().zfill(len(who.serial) + len(who.serial) % 2)
+        if padded != who.serial.upper():
+            yield f"           {padded} as openssl writes it"
     yield f"  sha256   {who.sha256}"
     yield f"  from     {link.held.where}"
 
@@ -140,8 +163,8 @@ def _notes(examination: Examination) -> Iterator[str]:
 def _note_lines(examination: Examination) -> Iterator[str]:
     for one in _notes(examination):
         yield paragraph(one, "    ", "  - ")
-    if examination.to_pem:
-        yield "  - other programs ask for PEM, and so do commands above; this makes it:"
+    if examination.to_pem and examination.is_accepted:
+        yield "  - other programs ask for PEM; this makes it:"
         yield f"        {examination.to_pem}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import datetime
 import io
@@ -15,6 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    pkcs12,
+)
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtlstunnel.commands import console
@@ -316,6 +324,74 @@ class TheBundleAlone(CheckTestCase):
             self.assertLessEqual(len(line), 100, line)
 
 
+class InDetail(CheckTestCase):
+    """What a person needs besides the verdict."""
+
+    def out(self, *arguments: str | Path, status: int) -> str:
+        got, out = check("--cas", self.cas, *arguments)
+        self.assertEqual(got, status, out)
+        return out
+
+    def test_a_serial_number_is_told_as_events_and_as_openssl_have_it(self) -> None:
+        for serial, shown in ((0xDCDF5, ("serial   dcdf5", "0DCDF5 as")), (0xAB, ("  ab",))):
+            own = pki.fresh_key()
+            certificate = pki.build(
+                "alice", own, issuer=CA.certificate.subject, signer=CA.key, serial=serial
+            )
+            client, _ = self.write(pki.Leaf(certificate, own))
+            out = self.out(client, status=0)
+            for one in shown:
+                self.assertIn(one, out)
+            self.assertEqual("as openssl" in out.partition("sha256")[0], len(shown) == 2)
+
+    def test_a_common_name_of_an_odd_type_is_told_of_and_no_rule_for_it_is_proposed(self) -> None:
+        name = x509.NameAttribute(
+            x509.NameOID.COMMON_NAME, "WIN-PC01", x509.name._ASN1Type.BMPString
+        )
+        client, _ = self.write(CA.issue(x509.Name([name])))
+        found = self.document("--cas", self.cas, "--allow-cn", "WIN-PC01", client, status=1)
+        step = found["objections"][0]["remedies"][0]
+        self.assertIn("BMPString", step["text"])
+        self.assertEqual([one.split()[0] for one in step["commands"]], ["--allow-spki"])
+
+    def test_a_password_file_of_windows_is_read(self) -> None:
+        leaf = pki.client()
+        client = self.directory / "client.p12"
+        client.write_bytes(
+            pkcs12.serialize_key_and_certificates(
+                b"x", leaf.key, leaf.certificate, None, BestAvailableEncryption(b"secret")
+            )
+        )
+        password = self.directory / "password"
+        for content in (
+            b"secret",
+            b"secret\r\nmore",
+            codecs.BOM_UTF8 + b"secret\r\n",
+            "secret\r\n".encode("utf-16"),
+        ):
+            password.write_bytes(content)
+            self.out(client, "--password-file", password, status=0)
+
+    def test_a_file_that_is_not_pem_is_made_so_first(self) -> None:
+        leaf = CA.issue("alice", eku=(pki.SERVER_AUTH,))
+        client = self.directory / "alice.cer"
+        client.write_bytes(leaf.der)
+        steps = self.document("--cas", self.cas, client, status=1)["objections"][0]["remedies"]
+        self.assertRegex(steps[0]["commands"][0], "^openssl x509 -inform der .* -out alice.pem$")
+        self.assertIn("-in alice.pem", steps[1]["commands"][0])
+
+    def test_with_strict_a_ca_that_locks_out_its_clients_is_told_of(self) -> None:
+        out = self.out("--strict", status=0)
+        self.assertRegex(" ".join(out.split()), "has no keyUsage, so with --strict every client")
+        self.assertNotIn("--strict", self.out(status=0))
+
+    def test_a_ca_whose_crl_is_late_locks_out_its_clients_and_that_is_told(self) -> None:
+        late = self.directory / "late.crl"
+        late.write_bytes(crl(CA, this_update=pki.NOW - 2 * pki.DAY, next_update=pki.NOW - pki.DAY))
+        out = " ".join(self.out("--crl", late, status=0).split())
+        self.assertIn("every client of that CA is refused as crl_expired", out)
+
+
 class Mistakes(CheckTestCase):
     """Status 2 and one line."""
 
@@ -334,6 +410,20 @@ class Mistakes(CheckTestCase):
             "no key in it": ((*good, "--key", client), "no private key in it"),
             "a bad time": ((*good, "--at", "noon"), "--at 'noon': give a time"),
             "a bad rule": ((*good, "--allow-ip", "x"), "--allow-ip"),
+            "when, at a running server": (
+                (*good, "--at", "+1d", "--connect", "127.0.0.1:1", "--key", key),
+                "--at and --connect do not go together",
+            ),
+            "connect with another key": (
+                (*good, "--connect", "127.0.0.1:1", "--key", self._other_key()),
+                "other.key .* does not belong to the client's certificate",
+            ),
+            "which CRLs": ((*good, "--crl-check", "chain"), "--crl-check is given without --crl"),
+            "how late": ((*good, "--crl-expired", "warn"), "--crl-expired is given without --crl"),
+            "a request": (
+                ("--cas", self.cas, self._request()),
+                r"-in \S*alice.csr .* -out \S*alice.pem",
+            ),
             "connect without key": ((*good, "--connect", "127.0.0.1:1"), "--connect needs"),
             "connect to what": ((*good, "--connect", "unix:/x"), "--connect.*give HOST:PORT"),
             "sni alone": ((*good, "--sni", "x"), "--sni is given without"),
@@ -357,13 +447,17 @@ class Mistakes(CheckTestCase):
         self.assertEqual(status, 2)
         self.assertIn("a server would not start with this bundle", err.getvalue())
 
-    def _sealed(self) -> Path:
-        from cryptography.hazmat.primitives.serialization import (
-            BestAvailableEncryption,
-            Encoding,
-            PrivateFormat,
-        )
+    def _other_key(self) -> Path:
+        return pki.Leaf(pki.client().certificate, pki.fresh_key()).write(self.directory, "other")[1]
 
+    def _request(self) -> Path:
+        path = self.directory / "alice.csr"
+        request = x509.CertificateSigningRequestBuilder(pki.as_name("alice"))
+        signed = request.sign(pki.fresh_key(), hashes.SHA256())
+        path.write_bytes(signed.public_bytes(Encoding.PEM))
+        return path
+
+    def _sealed(self) -> Path:
         path = self.directory / "sealed.key"
         path.write_bytes(
             pki.client().key.private_bytes(
@@ -484,6 +578,20 @@ class WithARunningServer(SystemTestCase):
         self.assertEqual(found["verdict"], "refused")
         self.assertIs(found["server_agrees"], False)
 
+        for ca, leaf, key, first in (
+            (cas, good, good_key, "ACCEPTED  by these files CN=alice comes in .*the server lets"),
+            (cas, other, other_key, "REFUSED  unknown_ca"),
+            (foreign, other, other_key, "REFUSED  the server refused with alert 42.*by these f"),
+            (
+                foreign,
+                good,
+                good_key,
+                "REFUSED  by these files, unknown_ca.*The server: lets it in",
+            ),
+        ):
+            _, out = check("--cas", ca, leaf, "--key", key, "--connect", address)
+            self.assertRegex(" ".join(out.partition("\n\n")[0].split()), first.replace("  ", " "))
+
     def test_what_is_no_tunnel_cannot_say(self) -> None:
         cas = CA.write(self.directory, "cas")
         good, key = self.pair(pki.client(), "good")
@@ -494,6 +602,8 @@ class WithARunningServer(SystemTestCase):
         ):
             found = self.document("--cas", cas, good, "--key", key, "--connect", address, status=2)
             self.assertEqual({one["outcome"] for one in found["connections"]}, {outcome})
+            _, out = check("--cas", cas, good, "--key", key, "--connect", address)
+            self.assertTrue(out.startswith("CANNOT SAY  by these files CN=alice comes in"), out)
             self.assertIsNone(found["server_agrees"])
 
 
