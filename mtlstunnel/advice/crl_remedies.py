@@ -17,7 +17,7 @@ from mtlstunnel.advice.issuing import (
     is_the_clients,
     new_key_and_certificate,
 )
-from mtlstunnel.advice.steps import RELOAD, Case, Step, Who
+from mtlstunnel.advice.steps import RELOAD, RESTART, Case, Step, Who
 from mtlstunnel.trust.crl import may_sign_crls
 from mtlstunnel.trust.identity import identity_of_der
 
@@ -102,7 +102,7 @@ def crl_missing(objection: Objection, case: Case) -> tuple[Step, ...]:
     give = Step(
         Who.OPERATOR,
         f"Get the CRL of {whose} and give it with one more --crl, beside those that are given "
-        f"already. {RELOAD}",
+        f"already. {RESTART}",
         (*fetch, case.check(crl=f"{stem}.crl")),
     )
     return (give, publish) if fetch else (publish, give)
@@ -115,9 +115,9 @@ def crl_expired(objection: Objection, case: Case) -> tuple[Step, ...]:
     publish = _publish(ca, stem, "Publish a CRL in time; if there is no newer one, make it")
     give = Step(
         Who.OPERATOR,
-        "Get the present CRL and see that it is newer; it counts as soon as it is given beside "
-        f"the old one, or moved over it. {RELOAD} Let a timer do it well before each nextUpdate. "
-        "Until you have it, --crl-expired says what an old one is good for.",
+        f"Get the present CRL, see that it is newer, and move it over the old one. {RELOAD} "
+        "Let a timer do it well before each nextUpdate. Until you have it, --crl-expired says what "
+        "an old one is good for.",
         (
             *fetch,
             f"openssl crl -in {stem}.crl -noout -lastupdate -nextupdate",

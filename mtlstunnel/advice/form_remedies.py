@@ -45,7 +45,7 @@ def malformed(objection: Objection, case: Case) -> tuple[Step, ...]:
             Step(
                 Who.OPERATOR,
                 "Or run the server without --strict, if that alone objects: the same command "
-                f"without it tells. {RELOAD}",
+                "without it tells.",
                 (case.check(strict=False),),
             )
         )

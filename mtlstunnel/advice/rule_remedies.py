@@ -10,7 +10,7 @@ from cryptography.x509.oid import NameOID
 from mtlstunnel.advice.client_file import read_certificate
 from mtlstunnel.advice.description import attempt, name_parts
 from mtlstunnel.advice.explanation import Objection
-from mtlstunnel.advice.steps import RELOAD, Case, Step, Who
+from mtlstunnel.advice.steps import RESTART, Case, Step, Who
 from mtlstunnel.settings import AllowedNames
 from mtlstunnel.trust.identity import identity_of_der
 from mtlstunnel.trust.rules import access_rules, odd_string_type
@@ -24,7 +24,7 @@ def not_allowed(_: Objection, case: Case) -> tuple[Step, ...]:
             Who.OPERATOR,
             (
                 "If this client should come in, add a rule that fits it; any one of these does. "
-                f"{RELOAD}"
+                f"{RESTART}"
                 if rules
                 else "If this client should come in, add an --allow rule that fits it."
             )

@@ -10,8 +10,11 @@ import attrs
 
 from mtlstunnel.advice.explanation import Break
 
-RELOAD = "The tunnel reads its files when it starts: reload it then (kill -HUP, or restart)."
+RELOAD = "Then reload the tunnel (kill -HUP), or restart it."
 """To be said where a file of the server changes."""
+
+RESTART = "An option counts when the tunnel is restarted; a file, when it is reloaded (kill -HUP)."
+"""To be said where an option may change."""
 
 
 class Who(str, enum.Enum):
