@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -63,6 +64,9 @@ STAGE: Mapping[str, Any] = MappingProxyType(
     }
 )
 """In what a context to rehearse with differs from the door's; the verdict depends on none of it."""
+
+CIPHERS = b"DEFAULT:@SECLEVEL=2"
+"""OpenSSL's own choice for TLS 1.2, and 112 bits of security everywhere (NIST SP 800-57)."""
 
 TICKET_SECONDS = 3600
 """How long a ticket for resumption is good, at most (RFC 8446, 4.6.1, allows a week)."""
@@ -144,6 +148,7 @@ class DoorContext:
     _objection: Objection | None = attrs.field(init=False, default=None, repr=False)
     _accepted: AcceptedPaths = attrs.field(init=False, factory=AcceptedPaths, repr=False)
     _noted: dict[str, datetime.datetime] = attrs.field(init=False, factory=dict, repr=False)
+    _anchors: frozenset[str] = attrs.field(init=False, default=frozenset(), repr=False)
     _is_settled: bool = attrs.field(init=False, default=False, repr=False)
     """Another context has come to the verdict of the step that runs."""
     _namesakes: Namesakes = attrs.field(init=False, factory=Namesakes, repr=False)
@@ -169,6 +174,8 @@ class DoorContext:
             context.set_options(SSL.OP_NO_TICKET)
         # NO_AUTO_CHAIN: the anchors are for judging clients, not for completing our own chain.
         context.set_mode(SSL.MODE_RELEASE_BUFFERS | bindings.MODE_NO_AUTO_CHAIN)
+        # Else an openssl.cnf, which an environment variable may name, could allow weak keys.
+        context.set_cipher_list(CIPHERS)
         # One SSL_write then takes a whole batch.
         context.clear_mode(bindings.MODE_ENABLE_PARTIAL_WRITE)
         try:
@@ -202,6 +209,10 @@ class DoorContext:
                 )
         if problems:
             raise BundleError(problems)
+        self._anchors = frozenset(
+            hashlib.sha256(anchor.certificate.public_bytes(Encoding.DER)).hexdigest()
+            for anchor in self.bundle.anchors
+        )
         self._namesakes = namesakes_among(self.bundle.anchors)
         required = self.verify in (VerifyStrategy.REQUIRE_AND_VERIFY, VerifyStrategy.REQUIRE_ANY)
         self._kept_alive = bindings.set_verify(
@@ -262,6 +273,25 @@ class DoorContext:
         """A client has come in by this path, and may resume its session."""
         self._accepted.remember(path)
 
+    def _of_this_bundle(self, verdict: Verdict) -> Verdict:
+        """A path ends at a CA of the bundle, whoever has built it and whenever."""
+        if isinstance(verdict, Accepted) and verdict.anchor_sha256 not in self._anchors:
+            detail = "the CA that vouched for it is not in the bundle"
+            return Refused(Reason.UNKNOWN_CA, detail, 0, verdict.identity)
+        return verdict
+
+    def outcome_of_path(self, path: Sequence[bytes]) -> Verdict:
+        """
+        Judge a client that was accepted by another generation, or a while ago, before it comes in.
+
+        :param path: DER, the one that was accepted
+        """
+        try:
+            return self._of_this_bundle(judge(Presented(path), self.now(), self.policy))
+        except Exception:
+            _log.failure("a client could not be judged again; it is refused")
+            return Refused(Reason.OTHER, "the verdict failed; the log has the traceback")
+
     def outcome_of_resumption(
         self, connection: SSL.Connection, objection: Objection | None = None
     ) -> Outcome | None:
@@ -279,7 +309,10 @@ class DoorContext:
         except Exception:
             _log.failure("a resumption could not be judged; it becomes a whole handshake")
             return None
-        return verdict if isinstance(verdict, Accepted) else None
+        if not isinstance(verdict, Accepted):
+            return None
+        self._path = path
+        return verdict
 
     def _verify(self, ok: bool, store_context: bindings.StoreContext) -> int:
         if isinstance(self._outcome, Unverified) or (
@@ -296,6 +329,9 @@ class DoorContext:
         if outcome is None:
             return bindings.VERIFY_OK
         self._outcome = outcome
+        if not isinstance(outcome, Accepted):
+            # OpenSSL may object after it was content with each certificate of a path.
+            self._path = ()
         match outcome:
             case Refused():
                 return _CODE_FOR_ALERT[alert_for(outcome.reason, self.alert)]
@@ -360,7 +396,7 @@ class DoorContext:
 
     def _verdict_on(self, presented: Presented, objection: Objection | None) -> Verdict:
         now = self.now()
-        verdict = _last_word(judge(presented, now, self.policy), objection)
+        verdict = _last_word(self._of_this_bundle(judge(presented, now, self.policy)), objection)
         if isinstance(verdict, Accepted) and verdict.note:
             # There are as many notes as CRLs that can be late at once, so this stays small.
             last = self._noted.get(verdict.note)

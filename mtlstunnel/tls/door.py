@@ -11,7 +11,6 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
     IHalfCloseableProtocol,
-    IOpenSSLServerConnectionCreator,
     IProtocol,
     IProtocolFactory,
     IReactorTime,
@@ -34,7 +33,12 @@ from mtlstunnel.timers import Timer, TimerWheel
 from mtlstunnel.tls import bindings
 from mtlstunnel.tls.context import DoorContext
 from mtlstunnel.tls.crowd import Crowd, Place
-from mtlstunnel.tls.established import EstablishedSession, ISessionTaker, session_receive
+from mtlstunnel.tls.established import (
+    EstablishedCreator,
+    EstablishedSession,
+    ISessionTaker,
+    session_receive,
+)
 from mtlstunnel.tls.handshake import Handshake, Progress
 from mtlstunnel.tls.transports import bare_socket_transport, describe_address
 from mtlstunnel.trust.identity import Identity
@@ -179,15 +183,13 @@ class DoorProtocol(TLSMemoryBIOProtocol):
 
     def _come_in(self) -> None:
         """There is a place: tell of it, and connect what is behind the door."""
-        handshake = cast("Handshake", self._handshake)
-        self._handshake = None
-        accepted = AcceptedClient(
-            connection=self.info,
-            tls=handshake.tls_info(),
-            duration=self._seconds(),
-            **handshake.who_came_in(),
-        )
-        if not self._tell(accepted):
+        handshake, self._handshake = cast("Handshake", self._handshake), None
+        has_waited = self._early is not None
+        late = handshake.judged_again(self.factory.context) if has_waited else None
+        if late is not None:
+            # Long ago, or by another generation, it would have come in.
+            self._tell_refused(handshake, late, None)
+        if late is not None or not self._tell(self._acceptance(handshake)):
             # Nobody comes in of whom there is no record.
             self._receive = self._drop
             self._cut_off()
@@ -195,7 +197,6 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         self.is_in = True
         if isinstance(handshake.verdict, Accepted):
             self.identity = handshake.verdict.identity
-        has_waited = self._early is not None
         try:
             self._connect_wrapped(handshake)
         except Exception:
@@ -204,6 +205,14 @@ class DoorProtocol(TLSMemoryBIOProtocol):
             # Another's connection has made room for this one, and must not suffer.
             _log.failure("what is behind the door failed as a client came in")
             self.transport.abortConnection()
+
+    def _acceptance(self, handshake: Handshake) -> AcceptedClient:
+        return AcceptedClient(
+            connection=self.info,
+            tls=handshake.tls_info(),
+            duration=self._seconds(),
+            **handshake.who_came_in(),
+        )
 
     def _connect_wrapped(self, handshake: Handshake) -> None:
         if ISessionTaker.providedBy(self.wrappedProtocol):
@@ -363,14 +372,6 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         self._cut_off()
 
 
-@implementer(IOpenSSLServerConnectionCreator)
-class _EstablishedCreator:
-    """Gives the TLS layer the connection whose handshake the door has already made."""
-
-    def serverConnectionForTLS(self, protocol: Any) -> SSL.Connection:
-        return cast("DoorProtocol", protocol).established_connection()
-
-
 class DoorFactory(TLSMemoryBIOFactory):
     """
     Wraps any protocol factory behind the door: its protocols see verified clients only, and
@@ -405,7 +406,7 @@ class DoorFactory(TLSMemoryBIOFactory):
         :param crowd: who is here; shared by the doors of one service
         :param timers: for time-outs; may be shared
         """
-        super().__init__(_EstablishedCreator(), False, wrapped, clock)
+        super().__init__(EstablishedCreator(), False, wrapped, clock)
         self.context = context
         self.clock = clock
         self.events = events

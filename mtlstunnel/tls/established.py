@@ -9,8 +9,9 @@ import attrs
 from cryptography import x509
 from OpenSSL import SSL
 from OpenSSL.crypto import FILETYPE_ASN1, dump_certificate
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.python.failure import Failure
-from zope.interface import Interface
+from zope.interface import Interface, implementer
 
 from mtlstunnel.events import ConnectionInfo, TLSInfo
 from mtlstunnel.tls.crowd import Place
@@ -104,3 +105,13 @@ def session_receive(session: EstablishedSession) -> Callable[[bytes], None]:
         session.receiver.raw_received(data)
 
     return receive
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class EstablishedCreator:
+    """Gives Twisted's TLS layer the connection whose handshake the door has already made."""
+
+    def serverConnectionForTLS(self, protocol: Any) -> SSL.Connection:
+        """See ``IOpenSSLServerConnectionCreator``."""
+        connection: SSL.Connection = protocol.established_connection()
+        return connection

@@ -137,7 +137,7 @@ class Handshake:
         if self._may_resume and bindings.session_was_resumed(self.connection):
             self._may_resume = False
             self.verdict = self.context.outcome_of_resumption(self.connection, self.objection)
-            self.resumed = self.verdict is not None
+            self.resumed, self._path = self.verdict is not None, self.context.path
             if not self.resumed:
                 # Nothing of the resumption has gone out yet, so it never was.
                 self.connection = self.context.whole_connection()
@@ -179,16 +179,29 @@ class Handshake:
         if self.verdict is None and self.connection.get_peer_certificate() is None:
             self.verdict = self.context.outcome_without_certificate()
         match self.verdict:
-            case Accepted() | Unverified():
+            case Accepted():
                 self.progress = Progress.ACCEPTED
                 if self._path and self.context.resumption:
                     self.context.remember(self._path)
+            case Unverified():
+                self.progress = Progress.ACCEPTED
             case Refused() | None:
                 # The backstop: without a verdict that says so, nobody comes in, whatever OpenSSL
                 # thinks.
                 self.progress = Progress.REFUSED
                 self.verdict = Refused(Reason.OTHER, "the handshake ended without a verdict")
         self._may_resume, self._heard, self._said = False, b"", b""
+
+    def judged_again(self, context: DoorContext) -> Refused | None:
+        """
+        Why a client that has waited behind its handshake may not come in any more.
+
+        :param context: judges by now
+        """
+        if not (isinstance(self.verdict, Accepted) and self._path):
+            return None
+        verdict = context.outcome_of_path(self._path)
+        return verdict if isinstance(verdict, Refused) else None
 
     def _refuse(self, said: str, wire: bytes) -> None:
         self.progress = Progress.REFUSED

@@ -216,13 +216,16 @@ class Revocation:
                 detail = f"{it} was revoked at {entry.since} ({entry.why}), says {crl.title}"
                 return Objection(Reason.REVOKED, depth, detail)
         if not usable:
-            ca = identity_of_der(path[depth + 1]).subject or "its issuer"
+            whose = identity_of_der(path[depth + 1]).subject or "its issuer"
             said = "; ".join(faults[:_MOST_FAULTS]) or "none is given"
-            detail = f"there is no usable CRL of {ca} for {it}: {said}"
+            detail = f"there is no usable CRL of {whose} for {it}: {said}"
             return Objection(Reason.CRL_MISSING, depth, detail)
-        if any(not crl.is_expired(at) for crl in usable):
+        # That of the key which signed it, if there is one: another key's may not speak of it.
+        ca = facts[depth + 1]
+        own = [crl for crl in usable if ca.key and crl.is_signed_by(ca.key, ca.spki_sha256)]
+        if any(not crl.is_expired(at) for crl in own or usable):
             return ""
-        return self._late(usable, depth, it, at)
+        return self._late(own or usable, depth, it, at)
 
     def _late(
         self, usable: Sequence[Crl], depth: int, it: str, at: datetime.datetime
@@ -242,28 +245,34 @@ def _usable(
     named: Sequence[Crl], one: _Facts, cas: Sequence[_Facts], at: datetime.datetime
 ) -> tuple[list[Crl], list[str]]:
     """
-    The CRLs that speak of a certificate, the newest of each scope; and what ails the others.
+    The CRLs that speak of a certificate, the newest of each scope and key; and what ails the
+    others.
 
     :param cas: the certificates of its issuer in the path
     """
     signers = [(ca.key, ca.spki_sha256) for ca in cas if ca.may_sign_crls]
     if named and not signers:
         return [], ["its keyUsage lacks cRLSign, so it may not sign CRLs"]
-    newest: dict[Scope, list[Crl]] = {}
+    # A CA with two keys may have a list for each, of other certificates: none replaces another's.
+    newest: dict[tuple[Scope, str], list[Crl]] = {}
     faults: list[str] = []
     for crl in named:
-        if not any(key is not None and crl.is_signed_by(key, digest) for key, digest in signers):
+        signed_by = [
+            digest for key, digest in signers if key is not None and crl.is_signed_by(key, digest)
+        ]
+        if not signed_by:
             faults.append(f"{crl.title} is signed by another key")
         elif crl.this_update > at:
             faults.append(f"{crl.title} is not valid before {crl.this_update}")
         elif gap := crl.scope.gap(one.is_ca, one.places):
             faults.append(f"{crl.title} {gap}")
         else:
-            others = newest.setdefault(crl.scope, [])
+            kind = (crl.scope, signed_by[0])
+            others = newest.setdefault(kind, [])
             if not others or _age(crl) >= _age(others[0]):
                 # Of the same age, but not the same: both are asked.
                 same = [other for other in others if _age(other) == _age(crl)]
-                newest[crl.scope] = [*same, crl]
+                newest[kind] = [*same, crl]
     return [crl for those in newest.values() for crl in those], faults
 
 

@@ -15,7 +15,9 @@ from tests.system.harness import (
     MEBIBYTE,
     Link,
     SystemTestCase,
+    TLSClient,
     Tunnel,
+    echo,
     needs,
     run,
 )
@@ -113,6 +115,28 @@ class ReloadTests(SystemTestCase):
         place = tunnel.wait_for_log(r"health and metrics on (\S+):")[1]
         with urllib.request.urlopen(f"http://{place}/metrics") as page:
             return str(page.read().decode())
+
+    def test_who_waits_for_a_place_is_judged_again_before_it_comes_in(self) -> None:
+        upstream = self.serve(echo)
+        crl = self.write("crl.pem", crls.pem(crls.crl(AUTHORITY)))
+        tunnel = self.door(upstream, "--crl", crl, "--max-connections", "1")
+        mallory = AUTHORITY.issue("mallory", key=pki.fresh_key())
+        # Both are accepted by TCP before one takes the only place.
+        waiting = TLSClient(tunnel.address, self.pair(mallory, "mallory"))
+        self.addCleanup(waiting.close)
+        first = self.client(tunnel, self.pair(pki.client(), "alice"))
+        first.send(b"x")
+        self.assertEqual(first.receive(), b"x")
+        waiting.handshake()
+        waiting.send(b"let me in")
+        crl.write_bytes(crls.pem(crls.crl(AUTHORITY, mallory, this_update=pki.NOW)))
+        self.hang_up(tunnel)
+        first.close_notify()
+        first.receive_all()
+        first.close()
+        self.assertEqual(tunnel.wait_for("refused")["reason"], "revoked")
+        self.assertEqual(waiting.receive_all(), b"")
+        self.assertEqual(self.accepts_in_the_end(tunnel, upstream), 1)
 
     def test_an_allow_file_that_is_gone_changes_nothing(self) -> None:
         allow = self.write("allow.toml", 'allow_cn = ["alice"]\n')

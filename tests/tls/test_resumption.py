@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime
 
+from cryptography import x509
 from OpenSSL import SSL
 from OpenSSL._util import lib
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from mtlstunnel.settings import AllowedNames
+from mtlstunnel.settings import AllowedNames, VerifyStrategy
 from mtlstunnel.tls import bindings
 from mtlstunnel.tls.context import DoorContext
 from mtlstunnel.tls.handshake import Handshake, Progress
@@ -16,6 +17,7 @@ from mtlstunnel.tls.resumption import AcceptedPaths
 from mtlstunnel.trust.policy import Policy
 from mtlstunnel.trust.reasons import Reason
 from mtlstunnel.trust.rules import access_rules
+from mtlstunnel.trust.strategy import Unverified
 from mtlstunnel.trust.verdict import Accepted
 from tests import pki
 from tests.tls.memory import (
@@ -166,6 +168,19 @@ class JudgedAgain(SynchronousTestCase):
             ticket = Ticket(context, pki.client(), version)
             context.policy = Policy(rules=access_rules(AllowedNames(cn=("bob",))))
             self.assert_refused_anew(ticket, context, Reason.NOT_ALLOWED)
+
+    def test_whom_nobody_vouches_for_is_not_vouched_for_by_a_ticket(self) -> None:
+        # OpenSSL looks at name constraints when it was content with each certificate of the path.
+        only = x509.NameConstraints([x509.DNSName("partner.example")], None)
+        partner = pki.Authority("Partner CA", name_constraints=only)
+        leaf = partner.issue("admin", san=("db.bank.example",))
+        for version in VERSIONS.values():
+            context = resumable(partner, verify=VerifyStrategy.OBSERVE)
+            ticket = Ticket(context, leaf, version)
+            handshake, client = ticket.visit(context)
+            self.assertIs(handshake.progress, Progress.ACCEPTED)
+            self.assertIsInstance(handshake.verdict, Unverified)
+            self.assertFalse(was_resumed(handshake, client))
 
     def test_a_client_that_is_not_remembered_makes_a_whole_handshake(self) -> None:
         for version in VERSIONS.values():

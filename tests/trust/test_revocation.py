@@ -172,6 +172,36 @@ class WhichPaths(RevocationTestCase):
         self.assertEqual(self.word(revocation(crls.crl(ROOT, leaf)), path), "revoked 0")
 
 
+class KeysAndLists(RevocationTestCase):
+    """A CA that has changed its key and publishes a list for each: AD CS does so."""
+
+    def setUp(self) -> None:
+        root = pki.Authority("Root CA")
+        self.old = pki.Authority("Issuing CA", parent=root)
+        # The new key, signed by the old one, so that a path may hold both.
+        self.new = pki.Authority("Issuing CA", parent=self.old)
+        self.mallory = self.new.issue("mallory", key=pki.fresh_key())
+        self.path = (self.mallory.der, self.new.der, self.old.der, root.der)
+
+    def test_the_list_of_one_key_does_not_replace_that_of_the_other(self) -> None:
+        for hours in (1, 3):
+            of_old = crls.crl(self.old, this_update=pki.NOW - hours * crls.HOUR)
+            of_new = crls.crl(self.new, self.mallory, this_update=pki.NOW - 2 * crls.HOUR)
+            for ders in ((of_old, of_new), (of_new, of_old)):
+                self.assertEqual(self.word(revocation(*ders), self.path), "revoked 0")
+
+    def test_a_late_list_of_the_key_that_signed_is_late(self) -> None:
+        of_old = crls.crl(self.old)
+        of_new = crls.crl(
+            self.new,
+            this_update=pki.NOW - 3 * crls.HOUR,
+            next_update=pki.NOW - 2 * crls.HOUR,
+        )
+        self.assertEqual(self.word(revocation(of_old, of_new), self.path), "crl_expired 0")
+        # Where only the other key has one, that speaks for the CA.
+        self.assertEqual(self.word(revocation(of_old), self.path), "in")
+
+
 class WhichCrls(RevocationTestCase):
     """What makes a CRL one that may speak."""
 
