@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import io
 import json
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 from twisted.web.resource import Resource
-from twisted.web.server import Site
+from twisted.web.server import Request, Site
 
 from mtlstunnel.errors import SettingsError
 from mtlstunnel.service.metrics import Dates, Look, Situation
@@ -41,6 +42,10 @@ class _Leaf(Resource):
         super().__init__()
         self._make = make
 
+    def render_HEAD(self, request: Any) -> bytes:
+        request.setHeader(b"content-length", b"%d" % len(self.render_GET(request)))
+        return b""
+
     def render_GET(self, request: Any) -> bytes:
         accept = request.getHeader(b"accept") or b""
         page = self._make(accept.decode("ascii", "replace"))
@@ -50,10 +55,27 @@ class _Leaf(Resource):
         return page.content
 
 
+class _Nothing(io.BytesIO):
+    """Where the body of a request goes: no page here wants one."""
+
+    def write(self, data: Any) -> int:
+        return len(data)
+
+
+class AdminRequest(Request):
+    """A request whose body is dropped; Twisted would keep it, on disk where it is large."""
+
+    def gotLength(self, length: int | None) -> None:
+        """The headers are there."""
+        super().gotLength(0)
+        self.content = _Nothing()
+
+
 class AdminSite(Site):
-    """A site that does not write each request into the log."""
+    """A site that does not write each request into the log, and waits for nobody for long."""
 
     noisy = False
+    requestFactory = AdminRequest
 
     def log(self, request: Any) -> None:
         """Say nothing: health checks come every few seconds."""
@@ -94,7 +116,7 @@ def admin_site(look: Look, now: Callable[[], datetime.datetime], reactor: Any) -
     root.putChild(b"", _Leaf(lambda _accept: Page(("\n".join(PATHS) + "\n").encode("ascii"))))
     for path, make in zip(PATHS, (healthz, readyz, metrics, status), strict=True):
         root.putChild(path[1:].encode("ascii"), _Leaf(make))
-    return AdminSite(root, reactor=reactor)
+    return AdminSite(root, timeout=10, reactor=reactor)
 
 
 def _date(moment: datetime.datetime | None) -> str | None:

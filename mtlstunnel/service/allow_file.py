@@ -10,6 +10,7 @@ import attrs
 
 from mtlstunnel.errors import SettingsError
 from mtlstunnel.settings import AllowedNames
+from mtlstunnel.trust.files import read_file
 from mtlstunnel.trust.identity import escape
 from mtlstunnel.trust.pem import shown_path
 from mtlstunnel.trust.rules import access_rules
@@ -31,7 +32,7 @@ def load_allow_file(path: Path) -> AllowedNames:
     """
     shown = f"--allow-file {shown_path(path)}"
     try:
-        content = path.read_bytes()
+        content = read_file(path)
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise SettingsError(f"{shown}: is UTF-16, not TOML; save it as UTF-8")
         found = tomllib.loads(content.removeprefix(codecs.BOM_UTF8).decode("utf-8"))

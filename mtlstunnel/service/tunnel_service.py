@@ -164,6 +164,11 @@ class TunnelService(Service):
         except MtlstunnelError as error:
             self.reload_failed(error)
             return False
+        except Exception as error:
+            _log.failure("the reload failed")
+            said = f"the files could not be read ({type(error).__name__}); see the log"
+            self.reload_failed(MtlstunnelError(said))
+            return False
         for door in self._doors:
             door.context = self._generation.context
         added, removed = self._generation.cas_beside(before), before.cas_beside(self._generation)

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from mtlstunnel.errors import ServerCertificateError
+from mtlstunnel.trust.files import read_file
 from mtlstunnel.trust.identity import display_name
 from mtlstunnel.trust.pem import (
     CERTIFICATE_LABELS,
@@ -57,7 +58,7 @@ class Credentials:
 
 def _read(option: str, path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path)
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or error
         raise ServerCertificateError(

@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IAddress
 from twisted.internet.tcp import Connection
 
 from mtlstunnel.tls.bindings import HAProxyProtocolWrapper
+from mtlstunnel.trust.identity import escape
 
 
 def bare_socket_transport(transport: Any) -> Connection | None:
@@ -32,7 +33,7 @@ def describe_address(address: IAddress | None) -> str:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     name = getattr(address, "name", None)
     if isinstance(name, bytes):
-        return f"unix:{name.decode('utf-8', 'backslashreplace')}"
+        return f"unix:{escape(name.decode('utf-8', 'backslashreplace'))}"
     return "unix" if hasattr(address, "name") else type(address).__name__
 
 

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import attrs
 
 from mtlstunnel.trust.pem import shown_path
+
+LARGEST_FILE = 1 << 30
+"""Bytes; a CRL with a million entries has a twentieth of it."""
+
+
+def read_file(path: Path) -> bytes:
+    """
+    The bytes of a file.
+
+    :raises OSError: it cannot be read, or is what a tunnel that runs would wait for or choke on: a
+        FIFO, a device, more than :data:`LARGEST_FILE` bytes
+    """
+    # A pipe by its number is what a shell makes of <(...), and ends by itself.
+    is_pipe = path.is_fifo() and str(path).startswith(("/dev/fd/", "/proc/self/fd/"))
+    if path.exists() and not (path.is_file() or path.is_dir() or is_pipe):
+        raise OSError(errno.EINVAL, "not a regular file")
+    if path.stat().st_size > LARGEST_FILE:
+        raise OSError(errno.EFBIG, f"larger than {LARGEST_FILE >> 20} MiB")
+    return path.read_bytes()
 
 
 @attrs.frozen
@@ -62,7 +82,7 @@ def read_files(paths: Iterable[Path], wanted: Wanted) -> Iterator[tuple[Path, by
                 yield file
                 continue
             try:
-                data = file.read_bytes()
+                data = read_file(file)
             except (OSError, ValueError) as error:
                 said = getattr(error, "strerror", None) or error
                 yield f"{shown_path(file)}: cannot be read: {said}; {wanted.give}"

@@ -135,6 +135,9 @@ def _name_matches(rules: AccessRules, name: x509.GeneralName) -> bool:
 
 
 def _dns_matches(wanted: frozenset[str], name: str) -> bool:
+    # Some letters beyond ASCII have a lower case within it (U+212A, the Kelvin sign).
+    if not name.isascii():
+        return False
     name = name.lower()
     # A certificate's own wildcard names no one: RFC 6125 lets a server have it, not a client.
     if not _DNS_NAME.fullmatch(name):
@@ -144,26 +147,34 @@ def _dns_matches(wanted: frozenset[str], name: str) -> bool:
 
 def _mail_key(address: str) -> str:
     local, at, domain = address.rpartition("@")
-    return f"{local}{at}{domain.lower()}"
+    return f"{local}{at}{domain.lower() if domain.isascii() else domain}"
 
 
 @functools.lru_cache(maxsize=4096)
 def uri_pattern(pattern: str) -> re.Pattern[str]:
     """
-    The expression for a URI rule: ``**`` is anything, ``*`` anything but a slash, and neither
-    matches white space or what cannot be printed.
+    The expression for a URI rule: ``**`` is anything, ``*`` anything within one segment of the path
+    or, in front of it, one host without its port and user (RFC 3986, 3.2 and 3.3); neither matches
+    white space or what cannot be printed.
     """
-    printable = r"[!-~]"
-    parts = re.split(r"(\*+)", pattern)
-    expression = "".join(
+    scheme, mark, rest = pattern.partition("://")
+    if not mark:
+        return re.compile(_uri_part(pattern, "/?#"))
+    host, slash, path = rest.partition("/")
+    expression = re.escape(scheme + mark) + _uri_part(host, "/?#:@")
+    return re.compile(expression + slash + _uri_part(path, "/?#"))
+
+
+def _uri_part(pattern: str, ends: str) -> str:
+    """:param ends: what ``*`` does not go beyond"""
+    return "".join(
         re.escape(part)
         if not part.startswith("*")
-        else f"{printable}*"
+        else "[!-~]*"
         if len(part) > 1
-        else "[!-.0-~]*"
-        for part in parts
+        else f"(?:(?![{ends}])[!-~])*"
+        for part in re.split(r"(\*+)", pattern)
     )
-    return re.compile(expression)
 
 
 def subject_strings(name: bytes) -> Iterator[tuple[bytes, int, str]]:

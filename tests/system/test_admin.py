@@ -15,6 +15,7 @@ from tests.system.harness import (
     AUTHORITY,
     CHECKOUT,
     GREETING,
+    MEBIBYTE,
     PATIENCE,
     TWISTD,
     Link,
@@ -86,6 +87,30 @@ class AdminTests(SystemTestCase):
         self.assertEqual(status["connections"], {"open": 0, "total": 1})
         self.assertEqual(status["cas"][0]["sha256"], digest)
         self.assertEqual(status["listeners"], [f"127.0.0.1:{tunnel.port}"])
+
+    def test_the_body_of_a_request_goes_nowhere_and_head_is_answered(self) -> None:
+        tunnel = self.door(self.serve(), "--admin", "0")
+        port = int(tunnel.wait_for_log(r"health and metrics on 127\.0\.0\.1:(\d+): /healthz")[1])
+        link = socket.create_connection(("127.0.0.1", port), PATIENCE)
+        self.addCleanup(link.close)
+        link.sendall(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
+        link.sendall(bytes(MEBIBYTE))
+        held = [
+            os.readlink(f"/proc/{tunnel.process.pid}/fd/{fd}") for fd in self.descriptors(tunnel)
+        ]
+        self.assertEqual([one for one in held if "deleted" in one], [])
+        self.assertEqual(self.ask(tunnel, "/healthz"), "ok\n")
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        self.addCleanup(connection.close)
+        connection.request("HEAD", "/healthz")
+        answer = connection.getresponse()
+        self.assertEqual((answer.status, answer.getheader("content-length")), (200, "3"))
+        self.assertNotIn("HEAD", tunnel.output)
+
+    def descriptors(self, tunnel: Tunnel) -> list[str]:
+        """What it has open, where the system tells."""
+        folder = f"/proc/{tunnel.process.pid}/fd"
+        return os.listdir(folder) if os.path.isdir(folder) else []
 
     def test_lost_lines_of_the_audit_log_are_counted(self) -> None:
         if not os.path.exists("/dev/full"):

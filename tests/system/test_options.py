@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
@@ -378,3 +379,34 @@ class StopTests(OptionsTestCase):
         again = self.door(self.serve(), port=[f"127.0.0.1:{port}"])
         self.assertEqual(again.port, port)
         self.assertEqual(self.greeting(again.address), GREETING)
+
+
+class EnvironmentTests(SystemTestCase):
+    """What stands in the environment has no say in the verdict."""
+
+    def test_an_openssl_cnf_allows_no_weaker_key_and_adds_no_ca(self) -> None:
+        evil = pki.authority("Evil CA")
+        evil_path = evil.write(self.directory, "evil")
+        conf = self.write(
+            "openssl.cnf",
+            "openssl_conf = a\n[a]\nssl_conf = s\n[s]\nsystem_default = d\n[d]\n"
+            f"CipherString = DEFAULT:@SECLEVEL=0\nVerifyCAFile = {evil_path}\n",
+        )
+        kept = os.environ.get("OPENSSL_CONF")
+        os.environ["OPENSSL_CONF"] = str(conf)
+        try:
+            tunnel = self.door(self.serve())
+        finally:
+            os.environ.pop("OPENSSL_CONF")
+            if kept is not None:
+                os.environ["OPENSSL_CONF"] = kept
+        needs("openssl")
+        weak = AUTHORITY.issue("weak", key=pki.rsa_key(1024))
+        for leaf, reason in ((weak, "weak_key"), (evil.issue("mallory"), "unknown_ca")):
+            cert, key = self.pair(leaf, reason)
+            finished = run(
+                *("openssl", "s_client", "-connect", f"127.0.0.1:{tunnel.port}", "-ign_eof"),
+                *("-quiet", "-cipher", "DEFAULT@SECLEVEL=0", "-cert", cert, "-key", key),
+            )
+            self.assertNotIn(GREETING, finished.out)
+            tunnel.wait_for("refused", reason=reason)

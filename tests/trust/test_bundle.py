@@ -685,6 +685,25 @@ class Fine(InAFolder):
         (self.folder / "cas" / "ca.pem").symlink_to(target)
         self.assertEqual(len(load_bundle([self.folder / "cas"], pki.NOW).anchors), 1)
 
+    def test_what_one_would_wait_for_is_no_file(self) -> None:
+        fifo = self.folder / "cas.pem"
+        os.mkfifo(fifo)
+        for path in (fifo, Path("/dev/zero")):
+            with self.assertRaises(BundleError) as caught:
+                load_bundle([path], pki.NOW)
+            self.assertEqual(
+                str(caught.exception),
+                f"{path}: cannot be read: not a regular file; give a PEM file with the CAs",
+            )
+
+    def test_what_is_too_large_to_be_read_is_not(self) -> None:
+        huge = self.folder / "huge.pem"
+        with huge.open("wb") as file:
+            file.truncate(1 << 42)
+        with self.assertRaises(BundleError) as caught:
+            load_bundle([huge], pki.NOW)
+        self.assertIn("larger than 1024 MiB", str(caught.exception))
+
     def test_a_pipe_given_by_name(self) -> None:
         reading, writing = os.pipe()
         self.addCleanup(os.close, reading)

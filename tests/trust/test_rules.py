@@ -21,7 +21,7 @@ from mtlstunnel.settings import AllowedNames
 from mtlstunnel.trust.identity import identity_of_der
 from mtlstunnel.trust.policy import Policy
 from mtlstunnel.trust.reasons import Reason
-from mtlstunnel.trust.rules import access_rules, subject_strings
+from mtlstunnel.trust.rules import _name_matches, access_rules, subject_strings, uri_pattern
 from mtlstunnel.trust.verdict import Accepted, Presented, Refused, judge
 
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -203,6 +203,38 @@ class RulesThatAreWrong(SynchronousTestCase):
                 self.assertTrue(str(error).startswith(f"--allow-{kind} "))
                 self.assertIn("give ", str(error))
                 self.assertEqual(len(str(error).splitlines()), 1)
+
+
+class LookAlikes(SynchronousTestCase):
+    """What reads like a name that is allowed, and is another."""
+
+    def test_a_letter_whose_lower_case_is_ascii(self) -> None:
+        kelvin = "\u212a"
+        rules = access_rules(
+            AllowedNames(dns=("*.kk.example", "kk.example"), email=("a@kk.example",))
+        )
+        for kind, name in (
+            (x509.DNSName, f"{kelvin}k.example"),
+            (x509.DNSName, f"x.{kelvin}k.example"),
+            (x509.RFC822Name, f"a@{kelvin}k.example"),
+        ):
+            odd = kind._init_without_validation(name)
+            self.assertFalse(_name_matches(rules, odd), name)
+
+    def test_a_star_in_front_of_the_path_is_a_host_and_nothing_more(self) -> None:
+        pattern = uri_pattern("spiffe://*.example.com/web/*")
+        self.assertTrue(pattern.fullmatch("spiffe://db.example.com/web/a:b@c"))
+        for uri in (
+            "spiffe://evil.org:x.example.com/web/a",
+            "spiffe://evil.org@x.example.com/web/a",
+            "spiffe://evil.org/x.example.com/web/a",
+            "spiffe://evil.org?x.example.com/web/a",
+            "spiffe://evil.org#x.example.com/web/a",
+            "spiffe://db.example.com/web/a/b",
+            "spiffe://db.example.com/web/a?b",
+            "spiffe://db.example.com/web/a#b",
+        ):
+            self.assertIsNone(pattern.fullmatch(uri), uri)
 
 
 class TheVerdict(SynchronousTestCase):
