@@ -70,7 +70,7 @@ def _calls_itself_an_intermediate(case: Case) -> bool:
 
 def _send_along(case: Case, text: str) -> Step:
     fetch, intermediate = _fetch(case)
-    stem = case.new(case.base)
+    stem = case.new(f"{case.base}-chain")
     return Step(
         Who.CLIENT,
         f"{text} Programs send the whole of that file, but for openssl s_client, which sends what "

@@ -93,7 +93,7 @@ def _expired(objection: Objection, case: Case) -> tuple[Step, ...]:
 
 def _send_the_renewed(case: Case, ca: str, depth: int) -> tuple[Step, ...]:
     """Where the CA is one that the client sends."""
-    stem = case.new(case.base)
+    stem = case.new(f"{case.base}-chain")
     chain = [ca_files(case, der).certificate for der in case.path[1:-1]]
     chain[depth - 1] = ca
     return (
@@ -132,7 +132,7 @@ def _not_a_ca(objection: Objection, case: Case) -> tuple[Step, ...]:
     )
     if objection.culprit is None:
         return first
-    stem, mine = case.new(ca.base), case.new(case.base)
+    stem, mine = case.new(ca.base), case.new(f"{case.base}-chain")
     chain = [ca_files(case, der).certificate for der in case.path[1:-1]]
     if depth <= len(chain):
         chain[depth - 1] = f"{stem}.pem"
