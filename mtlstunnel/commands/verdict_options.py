@@ -118,17 +118,21 @@ class VerdictOptions(usage.Options):
 
         :raises SettingsError: a value cannot work
         """
-        for name in ("crl-check", "crl-expired"):
-            if self[name] is not None and not self.crls:
-                raise SettingsError(f"--{name} is given without --crl; give the CRLs, too")
-        return {
+        found = {
             "cas": tuple(self.cas),
             "allow": self._allowed(),
             "strict": bool(self["strict"]),
             "crl": tuple(self.crls),
-            "crl_check": choice("--crl-check", CrlCheck, self["crl-check"] or "leaf"),
-            "crl_expired": parse_crl_expired("--crl-expired", self["crl-expired"] or "refuse"),
+            "crl_check": choice("--crl-check", CrlCheck, self._said("crl-check", "leaf")),
+            "crl_expired": parse_crl_expired("--crl-expired", self._said("crl-expired", "refuse")),
         }
+        for name in ("crl-check", "crl-expired"):
+            if self[name] is not None and not self.crls:
+                raise SettingsError(f"--{name} is given without --crl; give the CRLs, too")
+        return found
+
+    def _said(self, name: str, otherwise: str) -> str:
+        return otherwise if self[name] is None else str(self[name])
 
     def in_a_command(self) -> str:
         """What of the verdict was said beside --cas, --crl and --strict, to be said again."""
