@@ -14,6 +14,12 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 _FIRST_LOOK, _SLOWEST_LOOK = 0.01, 0.5
 """Seconds between two looks at whether a reset may be sent."""
 
+MOST_DROPPED = 64 * 1024 * 1024
+"""
+How much of a peer's is read and dropped while its reset waits.  Not to read it would close its
+window, and Linux loses the acknowledgements of a peer that has sent more than fits.
+"""
+
 
 class LaneOwner(Protocol):
     """Whom a lane tells."""
@@ -74,7 +80,10 @@ class Lane(Protocol):
         """Close in order."""
 
     def reset(self) -> None:
-        """When nothing is held and the peer's system has it all, reset the connection."""
+        """
+        When nothing is held and the peer's system has it all, reset the connection.  What still
+        comes meanwhile is dropped.
+        """
 
     def abort(self) -> None:
         """Reset the connection now."""

@@ -12,7 +12,7 @@ from twisted.internet.tcp import Connection
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mtlstunnel.relay.lane import NOBODY, Acknowledgement, LaneOwner
+from mtlstunnel.relay.lane import MOST_DROPPED, NOBODY, Acknowledgement, LaneOwner
 
 _NOT_YET = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS})
 
@@ -50,6 +50,7 @@ class SocketLane:
         self._writing = False
         self._ending = False
         self._resetting: Acknowledgement | None = None
+        self._dropped = 0
         self._was_reset = False
         self._is_broken = False
         self._closed = False
@@ -76,7 +77,11 @@ class SocketLane:
 
     def resume(self) -> None:
         """See :meth:`Lane.resume`."""
-        if not (self._reading or self._at_end or self._closed or self._resetting):
+        if self._resetting is None:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        if not (self._reading or self._at_end or self._closed):
             self._reading = True
             self._reactor.addReader(self)
 
@@ -90,6 +95,9 @@ class SocketLane:
             if error.errno not in _NOT_YET:
                 self._lose("reset" if error.errno != errno.ETIMEDOUT else "timeout")
             return
+        if self._resetting is not None:
+            self._drop(size)
+            return
         if size:
             self.owner.received(self._view[:size])
             return
@@ -100,6 +108,12 @@ class SocketLane:
             self._lose("reset")
         else:
             self.owner.ended()
+
+    def _drop(self, size: int) -> None:
+        self._dropped += size
+        self._at_end = self._at_end or not size
+        if self._at_end or self._dropped > MOST_DROPPED:
+            self.pause()
 
     # Writing ----------------------------------------------------------------------------------
 
@@ -200,11 +214,11 @@ class SocketLane:
         """See :meth:`Lane.reset`."""
         if self._closed or self._resetting is not None:
             return
-        self.pause()
         if self._is_broken:
             self.abort()
             return
         self._resetting = Acknowledgement(self._reactor, self._socket, self.abort)
+        self._read_on()
         if not self.held:
             self._resetting.look()
 
@@ -220,6 +234,10 @@ class SocketLane:
 
     def _lose(self, how: str) -> None:
         if self._closed:
+            return
+        if self._resetting is not None:
+            # It is what was wanted.
+            self.abort()
             return
         self._release(ConnectionAborted())
         self.owner.lost(how)

@@ -17,7 +17,7 @@ from twisted.internet.tcp import Connection
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mtlstunnel.relay.lane import NOBODY, Acknowledgement, LaneOwner
+from mtlstunnel.relay.lane import MOST_DROPPED, NOBODY, Acknowledgement, LaneOwner
 
 
 @implementer(IPullProducer)
@@ -69,6 +69,7 @@ class TransportLane:
         self._ending = False
         self._ended = False
         self._resetting = False
+        self._dropped = 0
         self._acknowledgement: Acknowledgement | None = None
         self._leaving = False
         self._closed = False
@@ -107,7 +108,11 @@ class TransportLane:
 
     def raw_received(self, data: bytes) -> None:
         """The transport read something."""
-        if self._paused:
+        if self._resetting:
+            self._dropped += len(data)
+            if self._dropped > MOST_DROPPED:
+                self.pause()
+        elif self._paused:
             self._early.append(data)
         elif not self._leaving:
             self.owner.received(memoryview(data))
@@ -117,6 +122,8 @@ class TransportLane:
         if self._at_end:
             return
         self._at_end = True
+        if self._resetting:
+            return
         if self._paused:
             self._early_end = "fin"
         else:
@@ -235,8 +242,11 @@ class TransportLane:
             return
         if self._resetting or self._leaving:
             return
-        self.pause()
         self._resetting = True
+        self._early.clear()
+        if self._paused and not self._at_end:
+            self._paused = False
+            self._transport.resumeProducing()
         if not self._full:
             # Twisted's TLS writes what it was given a moment later.
             self._clock.callLater(0, self._reset_when_written)

@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 
+from mtlstunnel.relay import socket_lane, transport_lane
 from mtlstunnel.relay.lane import Lane
 from mtlstunnel.relay.lanes import make_lane
 from mtlstunnel.relay.socket_lane import SocketLane
@@ -390,6 +391,68 @@ class LaneBehaviour:
         yield until(lambda: owner.over)
         self.assertEqual(owner.told, ["gone"])
         self.assertEqual(peer.end, "reset" if self.resets else "fin")
+
+    @inlineCallbacks
+    def test_what_a_peer_sends_while_its_reset_waits_is_read_and_dropped(self: Any) -> Steps:
+        # A window that is closed would keep the peer's acknowledgements out.
+        for paused in (False, True):
+            owner, lane, peer = yield self.connect(small=True)
+            lane.start()
+            if paused:
+                lane.pause()
+            sent = self.fill(lane)
+            lane.reset()
+            pushed = 0
+
+            def all_pushed(peer: Any = peer) -> bool:
+                nonlocal pushed
+                pushed += peer.push(PATTERN[: 1 << 20])
+                return pushed > 1 << 25
+
+            yield until(all_pushed)
+            self.assertEqual((owner.data, owner.told), (b"", []))
+            while len(peer.received) < len(sent) and peer.end is None:
+                peer.take(100000)
+                yield turns(1)
+            self.assertTrue(peer.received == sent)
+            yield until(lambda owner=owner: owner.over)
+            self.assertEqual(owner.told, ["gone"])
+
+    @inlineCallbacks
+    def test_a_peer_that_only_sends_while_its_reset_waits_is_read_no_more_at_last(
+        self: Any,
+    ) -> Steps:
+        for module in (socket_lane, transport_lane):
+            self.patch(module, "MOST_DROPPED", 1 << 20)
+        owner, lane, peer = yield self.connect(small=True)
+        lane.start()
+        self.fill(lane)
+        lane.reset()
+        pushed, idle = 0, 0
+
+        def stuck() -> bool:
+            nonlocal pushed, idle
+            more = peer.push(PATTERN[: 1 << 20])
+            pushed, idle = pushed + more, 0 if more else idle + 1
+            return idle > 100
+
+        yield until(stuck)
+        self.assertGreater(pushed, 1 << 20)
+        self.assertEqual((owner.data, owner.told), (b"", []))
+
+    @inlineCallbacks
+    def test_the_end_of_a_peer_whose_reset_waits_is_not_told(self: Any) -> Steps:
+        owner, lane, peer = yield self.connect(small=True)
+        lane.start()
+        self.fill(lane)
+        lane.reset()
+        peer.push(b"bye")
+        peer.sock.shutdown(socket.SHUT_WR)
+        yield turns()
+        self.assertEqual((owner.data, owner.told), (b"", []))
+        lane.abort()
+        yield until(lambda: owner.over)
+        self.assertEqual(owner.told, ["gone"])
 
     @inlineCallbacks
     def test_waiting_to_reset_ends_when_the_peer_resets_first(self: Any) -> Steps:
