@@ -402,8 +402,10 @@ class AcceptedTests(ClientTestCase):
                 *("-cert", str(self.directory / f"{stem}.pem")),
                 *("-key", str(self.directory / f"{stem}.key")),
             )
+        expected = [f"CN={stem}" for stem in clients for _ in NO_CERTIFICATE]
+        tunnel.wait_for("accepted", count=len(expected))
         subjects = [event["client"]["subject"] for event in tunnel.events_named("accepted")]
-        self.assertEqual(subjects, [f"CN={stem}" for stem in clients for _ in NO_CERTIFICATE])
+        self.assertEqual(subjects, expected)
 
 
 class ResumptionTests(ClientTestCase):

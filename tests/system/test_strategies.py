@@ -106,6 +106,7 @@ class ResumptionTests(ClientTestCase):
             self.assertEqual(alert_number(finished), 42)
             self.assertNotIn("Reused", finished.text)
             subject = f"CN=brief {version}"
+            refused = tunnel.wait_for("refused", count=1 + (version == "1.3"))
             mine_only = [
                 one
                 for one in tunnel.events_named("accepted")
@@ -115,7 +116,6 @@ class ResumptionTests(ClientTestCase):
             last_second = end.replace(microsecond=0) + datetime.timedelta(seconds=1)
             for one in mine_only:
                 self.assertLess(one["ts"], last_second.strftime("%Y-%m-%dT%H:%M:%S"))
-            refused = tunnel.wait_for("refused", count=1 + (version == "1.3"))
             self.assertEqual(
                 (refused["reason"], refused["client"]["subject"]), ("expired", subject)
             )
