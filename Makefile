@@ -26,7 +26,7 @@ VERSIONS = $(BIN)/python -c 'import platform; from importlib.metadata import ver
 	*(f"{name} {version(name)}" for name in ("Twisted", "pyOpenSSL", "cryptography")), sep=", ")'
 TRIAL = -m twisted.trial --temp-directory=.build/trial $(PARALLEL) $(TRIAL_FLAGS) $(TESTS)
 
-.PHONY: help demo test coverage fuzz lint format refused docs bench bench-quick clean
+.PHONY: help demo test coverage fuzz lint format refused docs bench bench-quick bench-workers clean
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -78,6 +78,10 @@ bench: $(VENV)/stamp-test ## measure, and write docs/performance.md and its plot
 bench-quick: $(VENV)/stamp-test ## measure briefly, write nothing
 	@echo "== bench-quick"
 	@$(BIN)/python -m benchmarks --quick
+
+bench-workers: $(VENV)/stamp-test ## measure what two workers cost beside one process, write nothing
+	@echo "== bench-workers"
+	@$(BIN)/python -m benchmarks.sharing
 
 clean: ## remove what make made
 	@echo "== clean"

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import attrs
@@ -69,8 +69,11 @@ class Absent:
     reason: str
 
 
-def find_mtlstunnel() -> Server | Absent:
-    """The checkout that this package lies in, run by the twistd beside this Python."""
+def find_mtlstunnel(options: Sequence[str] = ()) -> Server | Absent:
+    """The checkout that this package lies in, run by the twistd beside this Python.
+
+    :param options: more of them
+    """
     twistd = Path(sys.executable).parent / "twistd"
     if not twistd.exists():
         return Absent(OURS, f"no {twistd}; run this with a Python that has Twisted")
@@ -95,6 +98,7 @@ def find_mtlstunnel() -> Server | Absent:
             f"--cert={place.credentials.server_cert}",
             f"--key={place.credentials.server_key}",
             f"--upstream=127.0.0.1:{place.upstream_port}",
+            *options,
         ]
 
     return Server(OURS, f"{revision.splitlines()[0]} on {described.strip()}", command)

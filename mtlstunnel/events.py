@@ -258,12 +258,16 @@ EventSink = Callable[[Event], Any]
 
 
 class ConnectionIds:
-    """Makes ids that are unlike those of any other connection, here or in another process."""
+    """
+    Makes ids that are unlike those of any other connection, here or in another process.
+
+    :ivar prefix: what all of them begin with
+    """
 
     def __init__(self) -> None:
-        self._prefix = secrets.token_hex(6)
+        self.prefix = secrets.token_hex(6)
         self._numbers = itertools.count(1)
 
     def __call__(self) -> str:
         """The next id."""
-        return f"{self._prefix}-{next(self._numbers):x}"
+        return f"{self.prefix}-{next(self._numbers):x}"

@@ -48,6 +48,50 @@ class CrowdLimits:
     handshakes: int | None = None
 
 
+def shares(limits: CrowdLimits, workers: int) -> tuple[CrowdLimits, ...]:
+    """
+    What each of several processes may take of what all of them may.  The limit for each client
+    stays whole: they tell each other about it.
+
+    :raises SettingsError: there is not enough for each to get some
+    """
+    if 0 < limits.connections < workers:
+        raise SettingsError(
+            f"--max-connections {limits.connections} is less than one for each of {workers} "
+            "workers; raise it, or give fewer --workers"
+        )
+    return tuple(
+        attrs.evolve(
+            limits,
+            connections=_part(limits.connections, workers, number),
+            handshakes=limits.handshakes and max(1, _part(limits.handshakes, workers, number)),
+        )
+        for number in range(workers)
+    )
+
+
+def _part(whole: int, parts: int, number: int) -> int:
+    return whole // parts + (number < whole % parts)
+
+
+MOST_WORKERS = 256
+"""More than that is a mistake and no machine."""
+
+
+def workers_or_auto(option: str, text: str, cores: int) -> int:
+    """
+    Read how many processes there are to be.
+
+    :param cores: how many ``auto`` stands for
+    :raises SettingsError: it is neither ``auto`` nor a number that makes sense
+    """
+    if text == "auto":
+        return min(cores, MOST_WORKERS)
+    if not re.fullmatch("[0-9]{1,3}", text, re.ASCII) or not 1 <= int(text) <= MOST_WORKERS:
+        raise SettingsError(f"{option} {text!r}: give a number from 1 to {MOST_WORKERS}, or auto")
+    return int(text)
+
+
 MOST_HANDSHAKES = 1000
 """How many handshakes may be in progress at once, where nothing else is said."""
 

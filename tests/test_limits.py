@@ -9,7 +9,14 @@ from pathlib import Path
 from twisted.trial import unittest
 
 from mtlstunnel.errors import SettingsError
-from mtlstunnel.limits import MOST_HANDSHAKES, CrowdLimits, count_or_off, seconds_or_off
+from mtlstunnel.limits import (
+    MOST_HANDSHAKES,
+    CrowdLimits,
+    count_or_off,
+    seconds_or_off,
+    shares,
+    workers_or_auto,
+)
 from mtlstunnel.service.descriptors import within_descriptors
 from mtlstunnel.settings import TunnelSettings, VerifyStrategy
 
@@ -17,7 +24,7 @@ from mtlstunnel.settings import TunnelSettings, VerifyStrategy
 class Reading(unittest.SynchronousTestCase):
     """From a word on the command line to a number."""
 
-    def assertTold(self, line: str, call: Callable[..., object], *given: str) -> None:
+    def assertTold(self, line: str, call: Callable[..., object], *given: object) -> None:
         with self.assertRaises(SettingsError) as caught:
             call(*given)
         self.assertEqual(str(caught.exception), line)
@@ -43,6 +50,46 @@ class Reading(unittest.SynchronousTestCase):
                 "--max-connections",
                 text,
             )
+
+    def test_workers(self) -> None:
+        for text, value in (("1", 1), ("2", 2), ("256", 256), ("auto", 6)):
+            self.assertEqual(workers_or_auto("--workers", text, 6), value)
+        for text in ("", "0", "-1", "257", "1000", "all", "Auto", "2.0", "\u0662"):
+            self.assertTold(
+                f"--workers {text!r}: give a number from 1 to 256, or auto",
+                workers_or_auto,
+                "--workers",
+                text,
+                6,
+            )
+
+    def test_shares_add_up_to_the_whole(self) -> None:
+        for whole, workers, expected in (
+            (0, 3, [0, 0, 0]),
+            (3, 3, [1, 1, 1]),
+            (10, 4, [3, 3, 2, 2]),
+            (100, 3, [34, 33, 33]),
+        ):
+            parts = shares(CrowdLimits(connections=whole, per_client=5), workers)
+            self.assertEqual([one.connections for one in parts], expected)
+            self.assertEqual({one.per_client for one in parts}, {5})
+        self.assertTold(
+            "--max-connections 3 is less than one for each of 4 workers; "
+            "raise it, or give fewer --workers",
+            shares,
+            CrowdLimits(connections=3),
+            4,
+        )
+
+    def test_each_worker_may_have_a_handshake(self) -> None:
+        for whole, expected in (
+            (None, [None, None, None]),
+            (0, [0, 0, 0]),
+            (2, [1, 1, 1]),
+            (7, [3, 2, 2]),
+        ):
+            parts = shares(CrowdLimits(handshakes=whole), 3)
+            self.assertEqual([one.handshakes for one in parts], expected)
 
     def test_a_limit_for_each_client_needs_clients_that_are_verified(self) -> None:
         crowd = CrowdLimits(per_client=2)

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
 
 from mtlstunnel.errors import MtlstunnelError
-from mtlstunnel.service.tunnel_service import TunnelService
 from mtlstunnel.settings import TunnelSettings
+
+
+class Tunnel(Protocol):
+    """What signals do something to: one process, or several."""
+
+    def drain(self) -> Deferred[bool]:
+        """Begin nothing more; fires with whether all could be finished."""
+
+    def cut_off(self) -> None:
+        """Finish no more."""
+
+    def reload(self, settings: TunnelSettings | None = None) -> bool:
+        """Read all files again; whether they can be used."""
+
+    def reload_failed(self, error: MtlstunnelError) -> None:
+        """Say that they cannot."""
 
 
 class DrainOnSignals:
@@ -21,7 +37,7 @@ class DrainOnSignals:
     with status 0 where all that was open could finish, and by that signal where it could not.
     """
 
-    def __init__(self, reactor: Any, tunnel: TunnelService) -> None:
+    def __init__(self, reactor: Any, tunnel: Tunnel) -> None:
         self._reactor = reactor
         self._tunnel = tunnel
         self._draining = False
@@ -61,7 +77,7 @@ class ReloadOnHangup:
     """
 
     def __init__(
-        self, reactor: Any, tunnel: TunnelService, settings: Callable[[], TunnelSettings]
+        self, reactor: Any, tunnel: Tunnel, settings: Callable[[], TunnelSettings]
     ) -> None:
         """
         :param settings: reads the options again, and the files that they name

@@ -20,7 +20,13 @@ from mtlstunnel.commands.people import fail
 from mtlstunnel.commands.signals import DrainOnSignals, ReloadOnHangup
 from mtlstunnel.commands.verdict_options import VerdictOptions
 from mtlstunnel.errors import ListenError, MtlstunnelError, SettingsError, person_lines
-from mtlstunnel.limits import CrowdLimits, TimeLimits, count_or_off, seconds_or_off
+from mtlstunnel.limits import (
+    CrowdLimits,
+    TimeLimits,
+    count_or_off,
+    seconds_or_off,
+    workers_or_auto,
+)
 from mtlstunnel.places import (
     CLIENT_PREFIXES,
     SERVER_PREFIXES,
@@ -31,9 +37,12 @@ from mtlstunnel.places import (
     parse_upstream,
 )
 from mtlstunnel.service.audit_service import Account, AuditService, audit_destination
+from mtlstunnel.service.cores import usable_cores
 from mtlstunnel.service.demo import DEMO_DIRECTORY, DEMO_PORT, Demo
 from mtlstunnel.service.listening import check_free
 from mtlstunnel.service.tunnel_service import TunnelService
+from mtlstunnel.service.worker_process import check_account
+from mtlstunnel.service.workers import WorkersService
 from mtlstunnel.settings import (
     AlertPolicy,
     ProxyProtocol,
@@ -89,6 +98,7 @@ class Options(VerdictOptions):
         ["half-close-timeout", None, "60", "seconds without a byte after one side has ended"],
         ["idle-timeout", None, "0", "seconds without a byte before that [default: no limit]"],
         ["max-lifetime", None, "0", "seconds a connection may be open [default: no limit]"],
+        ["workers", None, "1", "processes that share the work, or auto: one for each core"],
         ["drain-timeout", None, "60", "seconds open connections get at SIGTERM"],
         ["max-connections", None, "0", "clients in at once; more wait [default: no limit]"],
         [
@@ -194,6 +204,14 @@ class Options(VerdictOptions):
                 settings["cert"], settings["key"] = demo.server
         return TunnelSettings(**settings)
 
+    def workers(self) -> int:
+        """
+        How many processes there are to be.
+
+        :raises SettingsError: it is no such number
+        """
+        return workers_or_auto("--workers", self["workers"], usable_cores())
+
     def _count(self, name: str) -> int:
         return count_or_off(f"--{name}", self[name])
 
@@ -204,7 +222,7 @@ class _ForPeople(Service):
     """
 
     def __init__(
-        self, tunnel: TunnelService, foreground: bool, started: Callable[[], None]
+        self, tunnel: TunnelService | WorkersService, foreground: bool, started: Callable[[], None]
     ) -> None:
         self._tunnel = tunnel
         self._foreground = foreground
@@ -264,7 +282,14 @@ def makeService(options: Options) -> IService:
         destination = audit_destination(options["audit-log"], account, reactor.seconds)
         audit = AuditService(destination, reactor)
         audit.setServiceParent(services)
-        tunnel = TunnelService(settings, reactor, audit.log)
+        workers = options.workers()
+        if workers > 1:
+            check_account(account.uid, account.gid)
+        tunnel: TunnelService | WorkersService = (
+            TunnelService(settings, reactor, audit.log)
+            if workers == 1
+            else WorkersService(settings, reactor, audit.log, workers)
+        )
         # Before twistd writes its pid file, and while somebody looks.
         check_free(settings.listen)
         if settings.admin is not None:

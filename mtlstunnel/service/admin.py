@@ -102,7 +102,13 @@ def admin_site(look: Look, now: Callable[[], datetime.datetime], reactor: Any) -
         return Page(b"ok\n")
 
     def readyz(_accept: str) -> Page:
-        return Page(b"ready\n") if look().ready else Page(b"not listening\n", status=503)
+        now = look()
+        if now.ready:
+            return Page(b"ready\n")
+        if now.workers is not None and now.listeners:
+            said = f"{now.workers.ready} of {now.workers.wanted} workers ready\n"
+            return Page(said.encode("ascii"), status=503)
+        return Page(b"not listening\n", status=503)
 
     def metrics(accept: str) -> Page:
         content_type, content = exposition.page(accept)
@@ -138,6 +144,7 @@ def status_of(now: Situation, at: datetime.datetime) -> dict[str, object]:
         "ready": now.ready,
         "started": _date(now.started),
         "uptime": uptime,
+        "workers": None if now.workers is None else attrs.asdict(now.workers),
         "listeners": list(now.listeners),
         "upstream": now.upstream,
         "server_certificate": {"until": _date(now.server_not_after)},

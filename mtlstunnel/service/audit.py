@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from twisted.logger import Logger
@@ -39,11 +39,11 @@ class LineWriter(Protocol):
 
     lost_lines: int
 
-    def write_line(self, line: str, at: datetime.datetime) -> None:
+    def write_lines(self, lines: Sequence[str], at: datetime.datetime) -> None:
         """
-        Write one line, or count it as lost.
+        Write some lines, or count all of them as lost.
 
-        :param line: ASCII, without its newline
+        :param lines: ASCII, without their newlines
         :param at: the present
         """
 
@@ -75,9 +75,17 @@ class AuditLog:
         at = self._now()
         line = json_line(event, at)
         if self._writer is not None:
-            self._writer.write_line(line, at)
+            self._writer.write_lines((line,), at)
         else:
             _log.info("{line}", line=line, event=event)
+
+    def take_lines(self, lines: Sequence[str]) -> None:
+        """Write events that another process has made lines of."""
+        if self._writer is not None:
+            self._writer.write_lines(lines, self._now())
+            return
+        for line in lines:
+            _log.info("{line}", line=line, event=None)
 
 
 def tell_all(*sinks: EventSink) -> EventSink:

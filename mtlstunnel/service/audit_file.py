@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from twisted.logger import Logger
 
@@ -34,7 +34,7 @@ class LineFile:
         self.lost_lines = 0
         self._destination = destination
         self._seconds = seconds
-        # A line that was begun, and how much of it is written.
+        # Lines that were begun, and how much of them is written.
         self._begun = b""
         self._written = 0
         # The gap there is now.
@@ -46,19 +46,19 @@ class LineFile:
         self._told_lines = 0
         self._silent_until = seconds()
 
-    def write_line(self, line: str, at: datetime.datetime) -> None:
+    def write_lines(self, lines: Sequence[str], at: datetime.datetime) -> None:
         """
-        Write one line, or count it as lost.
+        Write some lines, or count all of them as lost.
 
-        :param line: ASCII, without its newline
+        :param lines: ASCII, without their newlines
         :param at: the present
         """
         try:
             self._renew()
             self._tell_gap(at)
-            self._put(line)
+            self._put("\n".join(lines))
         except OSError as error:
-            self._lose(at, error)
+            self._lose(len(lines), at, error)
         else:
             if self.lost_lines != self._told_lines:
                 self._tell_recovery()
@@ -78,7 +78,7 @@ class LineFile:
             self._tell_gap(at)
             self._finish()
         except OSError as error:
-            self.lost_lines += bool(self._begun)
+            self.lost_lines += self._begun[self._written :].count(b"\n")
             self._why = _explain(error)
         if self.lost_lines != self._told_lines:
             _log.error(
@@ -95,12 +95,12 @@ class LineFile:
 
     def _renew(self, at_once: bool = False) -> None:
         if self._destination.renew(at_once):
-            # What was begun in another file is written whole into this one.
-            self._written = 0
+            # A line that was begun in another file is written whole into this one.
+            self._written = self._begun.rfind(b"\n", 0, self._written) + 1
 
-    def _put(self, line: str) -> None:
+    def _put(self, lines: str) -> None:
         self._finish()
-        data = line.encode("ascii", "backslashreplace") + b"\n"
+        data = lines.encode("ascii", "backslashreplace") + b"\n"
         written = self._destination.write(data)
         if written < len(data):
             self._begun, self._written = data, written
@@ -117,9 +117,9 @@ class LineFile:
             self._put(json_line(gap, at))
             self._missing, self._since = 0, None
 
-    def _lose(self, at: datetime.datetime, error: OSError) -> None:
-        self.lost_lines += 1
-        self._missing += 1
+    def _lose(self, count: int, at: datetime.datetime, error: OSError) -> None:
+        self.lost_lines += count
+        self._missing += count
         self._since = self._since or at
         self._why = _explain(error)
         if not self._is_told and self._seconds() >= self._silent_until:

@@ -17,7 +17,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.utils import floatToGoString
 
-from mtlstunnel.service.metrics import Histogram, Look, Situation
+from mtlstunnel.service.metrics import Histogram, Look, Situation, Workers
 
 
 def _counter(name: str, about: str, value: float) -> CounterMetricFamily:
@@ -130,6 +130,9 @@ def families(now: Situation) -> Iterator[Metric]:
             "When the files were last read with success.",
             loaded_at.timestamp(),
         )
+    workers = now.workers or Workers(ready=1, wanted=1, restarts=0)
+    yield _gauge("workers", "Processes that serve.", workers.ready)
+    yield _counter("worker_restarts", "Workers that died.", workers.restarts)
     yield _counter("audit_lines_lost", "Lines the audit log could not take.", now.lost_lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import datetime
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import attrs
 
@@ -25,6 +26,8 @@ _REASONS = tuple(reason.value for reason in Reason)
 
 _NOT_A_FAILURE = frozenset({"not_connected", "aborted", "stopped", "open"})
 """Ends of an upstream that was never reached and has not failed: nobody wanted it any more."""
+
+_NOT_SUMS = frozenset({"reload_success", "reloaded_at"})
 
 UPSTREAM_FAILURES = (
     *("refused", "timeout", "unreachable", "unknown_host"),
@@ -52,6 +55,11 @@ class Histogram:
         """Count one value."""
         self.counts[bisect.bisect_left(self.bounds, value)] += 1
         self.total += value
+
+    def add(self, other: Histogram) -> None:
+        """Count everything that another has counted, by the same bounds."""
+        self.counts = [mine + its for mine, its in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
 
     def cumulative(self) -> Iterator[tuple[float, int]]:
         """Each bound, at last infinity, with how many values were not above it."""
@@ -118,6 +126,47 @@ class Metrics:
                 if event.success:
                     self.reloaded_at = at
 
+    def add(self, other: Metrics) -> None:
+        """Count all connections that another has counted; what files it has read is its own."""
+        for field in attrs.fields(Metrics):
+            mine, its = getattr(self, field.name), getattr(other, field.name)
+            if field.name in _NOT_SUMS:
+                continue
+            if isinstance(mine, Histogram):
+                mine.add(its)
+            elif isinstance(mine, dict):
+                for key, count in its.items():
+                    mine[key] = mine.get(key, 0) + count
+            else:
+                setattr(self, field.name, mine + its)
+
+    def as_plain(self) -> dict[str, Any]:
+        """What is counted of connections, as numbers, lists and dictionaries."""
+        return attrs.asdict(self, filter=lambda field, _: field.name not in _NOT_SUMS)
+
+    @classmethod
+    def of_plain(cls, plain: dict[str, Any]) -> Metrics:
+        """
+        What :meth:`as_plain` has told, also by way of JSON.
+
+        :raises LookupError, TypeError, ValueError: it is something else
+        """
+        metrics = cls()
+        for field in attrs.fields(cls):
+            if field.name in _NOT_SUMS:
+                continue
+            empty, told = getattr(metrics, field.name), plain[field.name]
+            if isinstance(empty, Histogram):
+                empty.counts = [int(one) for one in told["counts"]]
+                empty.total = float(told["total"])
+                if len(empty.counts) != len(empty.bounds) + 1:
+                    raise ValueError(f"{field.name} has other bounds")
+            elif isinstance(empty, dict):
+                empty.update({str(key): int(count) for key, count in told.items()})
+            else:
+                setattr(metrics, field.name, int(told))
+        return metrics
+
     def _let_in(self, event: AcceptedClient, at: datetime.datetime) -> None:
         self.accepted += 1
         self.handshakes.observe(event.duration)
@@ -158,6 +207,21 @@ class Dates:
 
 
 @attrs.frozen(kw_only=True)
+class Workers:
+    """
+    The processes that serve.
+
+    :ivar ready: how many serve now
+    :ivar wanted: how many there are to be
+    :ivar restarts: how many were started in the place of one that died
+    """
+
+    ready: int
+    wanted: int
+    restarts: int
+
+
+@attrs.frozen(kw_only=True)
 class Situation:
     """
     A service at one moment: what there is beside what was counted.
@@ -168,6 +232,7 @@ class Situation:
     :ivar lost_lines: lines that the audit log could not take
     :ivar generation: which set of trust anchors judges now
     :ivar ready: whether clients can come in
+    :ivar workers: the processes that serve; None where that is this one
     """
 
     metrics: Metrics
@@ -183,6 +248,7 @@ class Situation:
     upstream: str
     server_not_after: datetime.datetime
     started: datetime.datetime | None
+    workers: Workers | None = None
 
 
 Look = Callable[[], Situation]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
+import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
@@ -21,7 +23,7 @@ from mtlstunnel.service.admin import PATHS, admin_site
 from mtlstunnel.service.audit import AuditLog, tell_all
 from mtlstunnel.service.descriptors import within_descriptors
 from mtlstunnel.service.draining import Drain
-from mtlstunnel.service.generation import load_generation
+from mtlstunnel.service.generation import Generation, load_generation
 from mtlstunnel.service.listening import (
     accept_again,
     accept_nobody,
@@ -39,6 +41,21 @@ from mtlstunnel.tls.transports import describe_address
 _log = Logger(namespace="mtlstunnel")
 
 
+@attrs.frozen(kw_only=True)
+class Share:
+    """
+    What a service is given instead of having it for itself, where several processes do its work.
+
+    :ivar generation: what clients are judged by first
+    :ivar endpoints: where clients connect, instead of ``settings.listen``
+    :ivar client_changed: see :class:`~mtlstunnel.tls.crowd.Crowd`
+    """
+
+    generation: Generation
+    endpoints: tuple[tuple[Place, IStreamServerEndpoint], ...]
+    client_changed: Callable[[str, int], object]
+
+
 class TunnelService(Service):
     """
     Listens, lets verified clients in, and carries their bytes to the upstream.
@@ -52,11 +69,16 @@ class TunnelService(Service):
     """
 
     def __init__(
-        self, settings: TunnelSettings, reactor: Any, events: EventSink | None = None
+        self,
+        settings: TunnelSettings,
+        reactor: Any,
+        events: EventSink | None = None,
+        share: Share | None = None,
     ) -> None:
         """
         :param reactor: listens, dials and keeps time
         :param events: gets every event; the application's log, as JSON lines, where None
+        :param share: where it is one of several that do the work of one; says nothing for itself
         :raises MtlstunnelError: a bundle, certificate, key or endpoint cannot be used
         """
         self.ports: list[IListeningPort] = []
@@ -66,11 +88,14 @@ class TunnelService(Service):
         self._told = AuditLog() if events is None else events
         self._events = tell_all(self._told, self._count)
         self._started: datetime.datetime | None = None
-        self._generation = load_generation(settings, 1)
+        self._share = share
+        self._generation = load_generation(settings, 1) if share is None else share.generation
         self._timers = TimerWheel(reactor)
         self._crowd = Crowd(
             within_descriptors(settings.crowd), self._accept_nobody, self._accept_again
         )
+        if share is not None:
+            self._crowd.client_changed = share.client_changed
         self._drain: Drain | None = None
         self._tunnels = TunnelFactory(
             reactor=reactor,
@@ -84,11 +109,15 @@ class TunnelService(Service):
         self._next_id = ConnectionIds()
         self._reactor = reactor
         self._doors: list[DoorFactory] = []
-        self._endpoints: list[tuple[Place, IStreamServerEndpoint]] = [
-            (place, endpoint)
-            for place in settings.listen
-            for endpoint in server_endpoints(reactor, place)
-        ]
+        self._endpoints: Sequence[tuple[Place, IStreamServerEndpoint]] = (
+            share.endpoints
+            if share is not None
+            else [
+                (place, endpoint)
+                for place in settings.listen
+                for endpoint in server_endpoints(reactor, place)
+            ]
+        )
         self._admin_endpoints: list[IStreamServerEndpoint] = []
         if settings.admin is not None:
             self._admin_site = admin_site(self.situation, utc_now, reactor)
@@ -131,16 +160,23 @@ class TunnelService(Service):
         if not self._doors:
             self._open()
         self._started = utc_now()
+        if self._share is None:
+            self.announce(self.ports, self.admin_ports)
+
+    def announce(
+        self, ports: Iterable[IListeningPort], admin_ports: Iterable[IListeningPort]
+    ) -> None:
+        """Say in the log what is so, and where it listens."""
         self._say_notes()
         count = len(self._generation.cas)
-        for port in self.ports:
+        for port in ports:
             _log.info(
                 "listening on {place} for clients of {cas}, upstream {upstream}",
                 place=describe_address(port.getHost()),
                 cas="1 CA" if count == 1 else f"{count} CAs",
                 upstream=str(self._settings.upstream),
             )
-        for port in self.admin_ports:
+        for port in admin_ports:
             place = describe_address(port.getHost())
             _log.info("health and metrics on {place}: {paths}", place=place, paths=" ".join(PATHS))
 
@@ -160,7 +196,7 @@ class TunnelService(Service):
         """
         before = self._generation
         try:
-            self._generation = load_generation(settings or self._settings, before.number + 1)
+            self.judge_by(load_generation(settings or self._settings, before.number + 1))
         except MtlstunnelError as error:
             self.reload_failed(error)
             return False
@@ -169,8 +205,6 @@ class TunnelService(Service):
             said = f"the files could not be read ({type(error).__name__}); see the log"
             self.reload_failed(MtlstunnelError(said))
             return False
-        for door in self._doors:
-            door.context = self._generation.context
         added, removed = self._generation.cas_beside(before), before.cas_beside(self._generation)
         _log.info(
             "reload: generation {number}, {count} CAs, {added} of them new, {removed} removed",
@@ -190,6 +224,26 @@ class TunnelService(Service):
             )
         )
         return True
+
+    @property
+    def generation(self) -> Generation:
+        """What clients are judged by."""
+        return self._generation
+
+    def judge_by(self, generation: Generation) -> None:
+        """Judge those who connect from now on by another generation."""
+        self._generation = generation
+        for door in self._doors:
+            door.context = generation.context
+
+    @property
+    def id_prefix(self) -> str:
+        """What the ids of all its connections begin with."""
+        return self._next_id.prefix
+
+    def client_elsewhere(self, client: str, count: int) -> None:
+        """See :class:`~mtlstunnel.tls.crowd.Crowd`."""
+        self._crowd.client_elsewhere(client, count)
 
     def reload_failed(self, error: MtlstunnelError) -> None:
         """Say that nothing has changed, and why; for who could not even read the settings again."""

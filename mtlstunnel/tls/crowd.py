@@ -25,6 +25,10 @@ def _nobody_cares() -> None:
     """Where nobody listens that could stop accepting."""
 
 
+def _nobody_counts(_client: str, _count: int) -> None:
+    """Where there are no others that want to know."""
+
+
 class Place:
     """
     One client that is in, or that waits to come in.
@@ -78,11 +82,15 @@ class Crowd:
     :ivar limits: how many there may be; see :class:`~mtlstunnel.limits.CrowdLimits`
     :ivar full: called when the last place is taken: accept nobody any more
     :ivar has_room: called when there is a place again, and nobody waits for it
+    :ivar client_changed: where there is a limit for each client, called with its key and how many
+        connections it has here
     """
 
     limits: CrowdLimits = attrs.Factory(CrowdLimits)
     full: Callable[[], None] = _nobody_cares
     has_room: Callable[[], None] = _nobody_cares
+    client_changed: Callable[[str, int], object] = _nobody_counts
+    _elsewhere: dict[str, int] = attrs.field(init=False, factory=dict)
     _most_strangers: int = attrs.field(init=False)
     _in: int = attrs.field(init=False, default=0)
     _waiting: OrderedDict[Place, None] = attrs.field(init=False, factory=OrderedDict)
@@ -145,10 +153,24 @@ class Crowd:
         """Whether there is a limit for each client."""
         return self.limits.per_client > 0
 
+    def client_elsewhere(self, client: str, count: int) -> None:
+        """
+        Count in what a client has open at others that share the limit.
+
+        :param client: its key
+        """
+        if count:
+            self._elsewhere[client] = count
+        else:
+            self._elsewhere.pop(client, None)
+
     def objection(self, client: Identity) -> Refused | None:
         """Why a client whose certificate is good may not have one more connection."""
-        is_open = self._of_client[client.spki_sha256] if self.counts_clients else 0
-        if not self.counts_clients or is_open < self.limits.per_client:
+        if not self.counts_clients:
+            return None
+        key = client.spki_sha256
+        is_open = self._of_client[key] + self._elsewhere.get(key, 0)
+        if is_open < self.limits.per_client:
             return None
         many = "1 connection is" if is_open == 1 else f"{is_open} connections are"
         return Refused(
@@ -168,6 +190,7 @@ class Crowd:
         key = client.spki_sha256 if client is not None and self.counts_clients else None
         if key is not None:
             self._of_client[key] += 1
+            self.client_changed(key, self._of_client[key])
         return Place(self, key, enter)
 
     def waits(self, place: Place) -> None:
@@ -180,6 +203,7 @@ class Crowd:
         key = place.client
         if key is not None:
             self._of_client[key] -= 1
+            self.client_changed(key, self._of_client[key])
             if not self._of_client[key]:
                 del self._of_client[key]
         if place.is_in:

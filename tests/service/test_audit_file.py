@@ -100,7 +100,7 @@ class AuditFileTestCase(SynchronousTestCase):
 
     def write(self, file: LineFile, *lines: str) -> None:
         for line in lines:
-            file.write_line(line, AT)
+            file.write_lines([line], AT)
 
 
 class GapTests(AuditFileTestCase):
@@ -120,9 +120,9 @@ class GapTests(AuditFileTestCase):
         self.write(self.file, "one")
         self.place.room = 0
         self.write(self.file, "two")
-        self.file.write_line("three", AT + datetime.timedelta(seconds=5))
+        self.file.write_lines(["three"], AT + datetime.timedelta(seconds=5))
         self.place.room = 1000
-        self.file.write_line("four", AT + datetime.timedelta(seconds=9))
+        self.file.write_lines(["four"], AT + datetime.timedelta(seconds=9))
         text = self.place.files[0].decode().splitlines()
         self.assertEqual(said(text), ["one", "lost 2", "four"])
         self.assertEqual(
@@ -211,15 +211,17 @@ class GapTests(AuditFileTestCase):
         self.assertEqual(self.file.lost_lines, 1)
         self.assertIn("1 events are not in it", self.told[-1])
 
-    @given(st.lists(st.tuples(st.integers(0, 200), st.booleans()), max_size=30))
+    @given(st.lists(st.tuples(st.integers(0, 200), st.booleans(), st.integers(1, 4)), max_size=30))
     def test_whatever_room_there_is_each_line_is_there_once_or_told_to_be_lost(
-        self, steps: list[tuple[int, bool]]
+        self, steps: list[tuple[int, bool, int]]
     ) -> None:
         place = Choked()
         file = LineFile(place, Clock().seconds)
-        for number, (room, moved) in enumerate(steps):
+        written = 0
+        for room, moved, count in steps:
             place.room, place.moved = room, moved
-            self.write(file, f"line {number}")
+            file.write_lines([f"line {written + number}" for number in range(count)], AT)
+            written += count
         place.room = 10_000
         file.close(AT)
         lines = [
@@ -231,7 +233,7 @@ class GapTests(AuditFileTestCase):
         kept = [line for line in lines if line.startswith("line")]
         lost = sum(int(line.split()[1]) for line in lines if line.startswith("lost"))
         self.assertEqual(kept, sorted(set(kept), key=lambda line: int(line.split()[1])))
-        self.assertEqual((len(kept), lost), (len(steps) - file.lost_lines, file.lost_lines))
+        self.assertEqual((len(kept), lost), (written - file.lost_lines, file.lost_lines))
 
 
 class FileTests(AuditFileTestCase):

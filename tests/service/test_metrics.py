@@ -20,7 +20,14 @@ from mtlstunnel.errors import SettingsError
 from mtlstunnel.events import AcceptedClient, Closed, Event
 from mtlstunnel.service.admin import admin_site
 from mtlstunnel.service.exposition import Exposition
-from mtlstunnel.service.metrics import UPSTREAM_FAILURES, Dates, Histogram, Metrics, Situation
+from mtlstunnel.service.metrics import (
+    UPSTREAM_FAILURES,
+    Dates,
+    Histogram,
+    Metrics,
+    Situation,
+    Workers,
+)
 from mtlstunnel.trust.reasons import Reason
 from tests.service.test_audit import ANCHOR, AT, accepted, closed, probe, refused
 
@@ -167,6 +174,8 @@ class ExpositionTests(SynchronousTestCase):
             ("crl_this_update_timestamp_seconds", {"crl": "CN=Our CA"}, (AT - DAY).timestamp()),
             ("crl_next_update_timestamp_seconds", {"crl": "CN=Our CA"}, AT.timestamp()),
             ("trust_generation", {}, 4),
+            ("workers", {}, 1),
+            ("worker_restarts_total", {}, 0),
             ("audit_lines_lost_total", {}, 3),
         ):
             found = value(text, name, **labels)
@@ -224,6 +233,18 @@ class AdminTests(SynchronousTestCase):
     def test_readyz_says_whether_clients_can_come_in(self) -> None:
         self.assertEqual(self.ask("/readyz")[::2], (200, b"ready\n"))
         self.now = attrs.evolve(self.now, ready=False)
+        self.assertEqual(self.ask("/readyz")[::2], (503, b"not listening\n"))
+
+    def test_workers_are_ready_when_all_of_them_are(self) -> None:
+        workers = Workers(ready=1, wanted=2, restarts=3)
+        self.now = attrs.evolve(self.now, ready=False, workers=workers)
+        self.assertEqual(self.ask("/readyz")[::2], (503, b"1 of 2 workers ready\n"))
+        text = self.ask("/metrics")[2].decode()
+        self.assertEqual((value(text, "workers"), value(text, "worker_restarts_total")), (1, 3))
+        found = json.loads(self.ask("/status")[2])["workers"]
+        self.assertEqual(found, {"ready": 1, "wanted": 2, "restarts": 3})
+        # The end has begun.
+        self.now = attrs.evolve(self.now, listeners=())
         self.assertEqual(self.ask("/readyz")[::2], (503, b"not listening\n"))
 
     def test_metrics_are_in_the_text_format(self) -> None:

@@ -220,6 +220,32 @@ class Clients(CrowdTestCase):
         waiting.leave()
         self.assertIsNone(crowd.objection(who()))
 
+    def test_what_a_client_has_open_elsewhere_counts_too(self) -> None:
+        crowd = self.crowd(per_client=3)
+        crowd.client_elsewhere(who().spki_sha256, 2)
+        self.assertIsNone(crowd.objection(who()))
+        place = self.come(crowd, "a", who())
+        refused = crowd.objection(who())
+        assert refused is not None
+        self.assertTrue(refused.detail.startswith("3 connections are open"), refused.detail)
+        self.assertIsNone(crowd.objection(who("bob")))
+        place.leave()
+        self.assertIsNone(crowd.objection(who()))
+        self.come(crowd, "a", who())
+        crowd.client_elsewhere(who().spki_sha256, 0)
+        self.assertIsNone(crowd.objection(who()))
+
+    def test_others_are_told_how_many_a_client_has_here(self) -> None:
+        crowd = self.crowd(per_client=3, connections=1)
+        told: list[tuple[str, int]] = []
+        crowd.client_changed = lambda key, count: told.append((key, count))
+        places = [self.come(crowd, name, who()) for name in "ab"]
+        self.come(crowd, "c", None)
+        for place in places:
+            place.leave()
+        key = who().spki_sha256
+        self.assertEqual(told, [(key, 1), (key, 2), (key, 1), (key, 0)])
+
     def test_whom_nobody_vouches_for_is_not_counted(self) -> None:
         crowd = self.crowd(per_client=1)
         for _ in range(3):

@@ -1,0 +1,438 @@
+"""One place for several processes: the parent opens it and holds it, workers accept from it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred, execute
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import (
+    IAddress,
+    IListeningPort,
+    IProtocolFactory,
+    IReadDescriptor,
+    IStreamServerEndpoint,
+)
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.python.lockfile import FilesystemLock
+from zope.interface import implementer
+
+from mtlstunnel.errors import ListenError
+from mtlstunnel.limits import CrowdLimits
+from mtlstunnel.places import Address, EndpointString, Place
+from mtlstunnel.service.listening import listen, server_endpoints
+
+_log = Logger(namespace="mtlstunnel")
+
+MOST_ACCEPTS = 100
+"""How many connections one turn of the reactor accepts at most."""
+
+ACCEPT_PAUSE_SECONDS = 0.1
+"""How long nobody is accepted where the system says that it cannot."""
+
+
+def one_for_each(platform: str, limits: CrowdLimits) -> bool:
+    """
+    Whether each worker gets a socket of its own on a port, between which the system spreads those
+    who connect, instead of one that all accept from.
+
+    Linux alone spreads them.  Where the number of clients is limited, who has been given to a
+    worker that is full would have to wait although another has room.
+
+    :param platform: as ``sys.platform``
+    """
+    return platform == "linux" and not limits.connections
+
+
+# The parent ------------------------------------------------------------------------------------
+
+
+@implementer(IListeningPort)
+@attrs.define(eq=False)
+class HeldPort:
+    """
+    A place that is open, and from which this process accepts nobody.
+
+    :ivar sockets: one for all workers, or one for each
+    """
+
+    sockets: tuple[socket.socket, ...]
+    address: IAddress
+    let_go: Callable[[], None] = lambda: None
+
+    def socket_of(self, number: int) -> socket.socket:
+        """What a worker accepts from; they are counted from 0."""
+        return self.sockets[number % len(self.sockets)]
+
+    def startListening(self) -> None:
+        """It does so from the beginning."""
+
+    def stopListening(self) -> None:
+        """Hold it no more; it stays open where a worker has it."""
+        sockets, self.sockets = self.sockets, ()
+        for one in sockets:
+            one.close()
+        if sockets:
+            self.let_go()
+
+    def getHost(self) -> IAddress:
+        """Where it is."""
+        return self.address
+
+
+class OpeningReactor:
+    """
+    What endpoints take for the reactor where places are opened for others to accept from.
+
+    :ivar is_beyond: whether something was asked of it that only who accepts could do
+    """
+
+    def __init__(self, reactor: Any, copies: int) -> None:
+        """
+        :param copies: how many sockets there are to be on each port
+        """
+        self._reactor = reactor
+        self._copies = copies
+        self.is_beyond = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("listen"):
+            self.is_beyond = True
+            raise AttributeError(name)
+        return getattr(self._reactor, name)
+
+    def listenTCP(
+        self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
+    ) -> HeldPort:
+        """See ``IReactorTCP``."""
+        sockets: list[socket.socket] = []
+        try:
+            family, where = _bound_to(interface, port)
+            if port and self._copies > 1:
+                # Sockets that share a port would also share it with those of another process.
+                _bound(family, where, shared=False).close()
+            for _ in range(self._copies):
+                one = _bound(family, where, shared=self._copies > 1)
+                sockets.append(one)
+                where = one.getsockname()
+            for one in sockets:
+                one.listen(backlog)
+        except OSError as error:
+            for one in sockets:
+                one.close()
+            raise CannotListenError(interface, port, error) from None
+        return HeldPort(tuple(sockets), _address_of(sockets[0]))
+
+    def listenUNIX(
+        self,
+        address: str,
+        factory: IProtocolFactory,
+        backlog: int = 50,
+        mode: int = 0o666,
+        wantPID: int | bool = 0,
+    ) -> HeldPort:
+        """See ``IReactorUNIX``."""
+        path = UNIXAddress(address).name or b""
+        lock = FilesystemLock(os.fsdecode(path) + ".lock") if wantPID else None
+        try:
+            if lock is not None:
+                _take(lock, path)
+            one = socket.socket(socket.AF_UNIX)
+            try:
+                one.setblocking(False)
+                one.bind(path)
+                if _is_file(path):
+                    os.chmod(path, mode)
+                one.listen(backlog)
+            except OSError:
+                one.close()
+                if lock is not None:
+                    lock.unlock()
+                raise
+        except OSError as error:
+            raise CannotListenError(None, address, error) from None
+
+        def let_go() -> None:
+            if _is_file(path):
+                try:
+                    os.unlink(path)
+                except FileNotFoundError:
+                    pass
+            if lock is not None:
+                lock.unlock()
+
+        return HeldPort((one,), UNIXAddress(path), let_go)
+
+    def adoptStreamPort(
+        self, fileDescriptor: int, addressFamily: int, factory: IProtocolFactory
+    ) -> HeldPort:
+        """See ``IReactorSocket``."""
+        one = socket.fromfd(fileDescriptor, addressFamily, socket.SOCK_STREAM)
+        one.setblocking(False)
+        return HeldPort((one,), _address_of(one))
+
+
+def _bound_to(interface: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    if not interface:
+        return socket.AF_INET, ("", port)
+    found = socket.getaddrinfo(
+        interface, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+    )
+    return found[0][0], found[0][4]
+
+
+def _bound(family: int, where: Any, *, shared: bool) -> socket.socket:
+    one = socket.socket(family)
+    try:
+        one.setblocking(False)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        one.bind(where)
+    except OSError:
+        one.close()
+        raise
+    return one
+
+
+def _address_of(one: socket.socket) -> IAddress:
+    name = one.getsockname()
+    if one.family == socket.AF_UNIX:
+        return UNIXAddress(name)
+    kind = IPv6Address if one.family == socket.AF_INET6 else IPv4Address
+    return kind("TCP", *name[:2])
+
+
+def _is_file(path: bytes) -> bool:
+    return bool(path) and not path.startswith(b"\0")
+
+
+def _take(lock: FilesystemLock, path: bytes) -> None:
+    """As Twisted does: the lock says whether a socket that is there is somebody's."""
+    if not lock.lock():
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    if not lock.clean and _is_file(path):
+        try:
+            if stat.S_ISSOCK(os.stat(path).st_mode):
+                os.unlink(path)
+        except OSError:
+            pass
+
+
+class _Nobody(Factory):
+    """For a place from which this process accepts nobody."""
+
+    noisy = False
+
+    def buildProtocol(self, addr: object) -> None:
+        """Nobody."""
+
+
+def hold(reactor: Any, place: Place, copies: int) -> list[HeldPort]:
+    """
+    Open one ``--port`` for workers.
+
+    :param copies: how many sockets there are to be on each TCP port
+    :raises ListenError: it cannot be had, or cannot be shared
+    :raises SettingsError: Twisted does not understand the endpoint string
+    """
+    held: list[HeldPort] = []
+    opening = OpeningReactor(reactor, copies)
+    for endpoint in server_endpoints(opening, place):
+        found: list[object] = []
+        try:
+            listen(endpoint, place, _Nobody()).addCallbacks(found.append, found.append)
+        except ListenError:
+            found.append(Failure())
+        port = found[0] if found else None
+        if isinstance(port, HeldPort):
+            held.append(port)
+            continue
+        for one in held:
+            one.stopListening()
+        if isinstance(port, Failure) and not opening.is_beyond:
+            port.raiseException()
+        if IListeningPort.providedBy(port):
+            port.stopListening()
+        raise ListenError(
+            f"--port {place}: this kind of endpoint cannot be shared by workers; "
+            "leave --workers out, or give a port, unix: or systemd:"
+        )
+    return held
+
+
+# A worker --------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Inherited:
+    """
+    A listening socket that a parent has handed over.
+
+    :ivar descriptor: its number in this process
+    :ivar family: its address family
+    """
+
+    descriptor: int
+    family: int
+
+
+class AdoptingReactor:
+    """What endpoints take for the reactor where one place is already open."""
+
+    def __init__(self, reactor: Any, inherited: Inherited) -> None:
+        self._reactor = reactor
+        self._inherited = inherited
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def _adopt(self, factory: IProtocolFactory) -> IListeningPort:
+        return adopt(self._reactor, self._inherited, factory)
+
+    def listenTCP(
+        self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
+    ) -> IListeningPort:
+        """See ``IReactorTCP``."""
+        return self._adopt(factory)
+
+    def listenUNIX(
+        self,
+        address: str,
+        factory: IProtocolFactory,
+        backlog: int = 50,
+        mode: int = 0o666,
+        wantPID: int | bool = 0,
+    ) -> IListeningPort:
+        """See ``IReactorUNIX``."""
+        return self._adopt(factory)
+
+
+def adopt(reactor: Any, inherited: Inherited, factory: IProtocolFactory) -> IListeningPort:
+    """Accept from a socket that was handed over."""
+    if inherited.family == socket.AF_UNIX:
+        port = UNIXAcceptor(reactor, inherited.descriptor, factory)
+        port.startListening()
+        return port
+    adopted: IListeningPort = reactor.adoptStreamPort(
+        inherited.descriptor, inherited.family, factory
+    )
+    # It has its own now.
+    os.close(inherited.descriptor)
+    return adopted
+
+
+@implementer(IListeningPort, IReadDescriptor)
+class UNIXAcceptor:
+    """
+    Accepts from a unix socket that belongs to somebody else.
+
+    Twisted's own port would make it readable for everybody when it adopts it, and would remove its
+    file and shut it down, for all who have it, when it stops.
+    """
+
+    def __init__(self, reactor: Any, descriptor: int, factory: IProtocolFactory) -> None:
+        self._reactor = reactor
+        self._socket = socket.socket(fileno=descriptor)
+        self._factory = factory
+        self._accepts = False
+
+    def startListening(self) -> None:
+        """Begin to accept."""
+        self._factory.doStart()
+        self.startReading()
+
+    def stopListening(self) -> None:
+        """Accept no more."""
+        if self._socket.fileno() >= 0:
+            self.stopReading()
+            self._socket.close()
+            self._factory.doStop()
+
+    def getHost(self) -> IAddress:
+        """Where it is."""
+        return _address_of(self._socket)
+
+    def startReading(self) -> None:
+        """Accept who connects."""
+        self._accepts = True
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._accepts and self._socket.fileno() >= 0:
+            self._reactor.addReader(self)
+
+    def stopReading(self) -> None:
+        """Leave who connects in the system's queue."""
+        self._accepts = False
+        self._reactor.removeReader(self)
+
+    def fileno(self) -> int:
+        """For the reactor."""
+        return self._socket.fileno()
+
+    def logPrefix(self) -> str:
+        """For the reactor's log."""
+        return type(self._factory).__name__
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor stops."""
+        self.stopListening()
+
+    def doRead(self) -> None:
+        """Somebody has connected."""
+        for _ in range(MOST_ACCEPTS):
+            try:
+                client, _name = self._socket.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as error:
+                _log.warn("cannot accept: {said}", said=error.strerror)
+                self._reactor.removeReader(self)
+                self._reactor.callLater(ACCEPT_PAUSE_SECONDS, self._go_on)
+                return
+            with client:
+                client.setblocking(False)
+                self._reactor.adoptStreamConnection(client.fileno(), socket.AF_UNIX, self._factory)
+
+
+@implementer(IStreamServerEndpoint)
+@attrs.frozen
+class InheritedEndpoint:
+    """A place that is open already."""
+
+    reactor: Any
+    inherited: Inherited
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """Accept from it."""
+        return execute(adopt, self.reactor, self.inherited, factory)
+
+
+def inherited_endpoints(
+    reactor: Any, place: Place, sockets: Iterator[Inherited]
+) -> list[IStreamServerEndpoint]:
+    """
+    The endpoints of a place that the parent holds, with what an endpoint string puts around them.
+
+    :param sockets: those of this place, in the order in which they were opened
+    """
+    if isinstance(place, Address):
+        return [InheritedEndpoint(reactor, one) for one in sockets]
+    # What is inherited of systemd is not for this process.  Where it is has been said already.
+    text = re.sub(r"(^|:)systemd:.*", r"\1tcp:0", place.text, flags=re.DOTALL)
+    return [
+        endpoint
+        for one in sockets
+        for endpoint in server_endpoints(AdoptingReactor(reactor, one), EndpointString(text))
+    ]
