@@ -7,7 +7,8 @@
 # TRIAL_FLAGS=...       what else trial is told
 # DEMO_FLAGS=...        what else the demo is told, such as --port 127.0.0.1:9443
 # COUNT=1000            how many chains `make fuzz` damages (and ten times as many records)
-# SEED=abc              the damage of an earlier `make fuzz` once more
+# MINUTES=10            how long `make soak` takes; random faults get what the others leave
+# SEED=abc              the damage of an earlier `make fuzz`, or the faults of `make soak`, once more
 # MTLSTUNNEL_SMALL=1    in the environment: only the tests of the smaller set
 
 PYTHON ?= python3
@@ -17,6 +18,7 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 TRIAL_FLAGS ?=
 PIP_FLAGS ?=
 COUNT ?= 100000
+MINUTES ?= 10
 SEED ?=
 
 BIN = $(VENV)/bin
@@ -26,7 +28,7 @@ VERSIONS = $(BIN)/python -c 'import platform; from importlib.metadata import ver
 	*(f"{name} {version(name)}" for name in ("Twisted", "pyOpenSSL", "cryptography")), sep=", ")'
 TRIAL = -m twisted.trial --temp-directory=.build/trial $(PARALLEL) $(TRIAL_FLAGS) $(TESTS)
 
-.PHONY: help demo test coverage fuzz lint format refused docs bench bench-quick bench-workers clean
+.PHONY: help demo test coverage fuzz soak lint format refused docs bench bench-quick bench-workers clean
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +51,9 @@ coverage: $(VENV)/stamp-test ## the tests, and which lines they ran
 
 fuzz: $(VENV)/stamp-test ## damaged certificates and records, by the million: nobody may come in
 	@exec $(BIN)/python -m tests.fuzz --count $(COUNT) $(if $(SEED),--seed $(SEED))
+
+soak: $(VENV)/stamp-test ## loads and faults at full size; writes the table in docs/reliability.md
+	@exec $(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) --write docs/reliability.md
 
 lint: $(VENV)/stamp-lint ## ruff and mypy
 	@echo "== lint: ruff check"

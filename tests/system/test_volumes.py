@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest import SkipTest
 
 from OpenSSL import SSL
 
 from tests import pki
+from tests.streams import Digest, digest_of, stream
 from tests.system.harness import (
     MEBIBYTE,
     SMALL,
@@ -27,38 +27,6 @@ EACH_WAY = (24 if SMALL else 240) * MEBIBYTE
 TINY_WRITES = 4096 if SMALL else 40960
 REPLY = 10 * MEBIBYTE
 VERSIONS = ("1.2", "1.3")
-
-_BLOCK = hashlib.shake_256(b"volumes").digest(1048573)
-
-
-def stream(size: int) -> Iterator[bytes]:
-    """So many bytes, in blocks whose size divides nothing else here."""
-    while size > 0:
-        yield _BLOCK if size >= len(_BLOCK) else _BLOCK[:size]
-        size -= len(_BLOCK)
-
-
-class Digest:
-    """Takes bytes and knows their number and SHA-256."""
-
-    def __init__(self) -> None:
-        self.size = 0
-        self._hash = hashlib.sha256()
-
-    def take(self, data: bytes) -> None:
-        self.size += len(data)
-        self._hash.update(data)
-
-    def value(self) -> tuple[int, str]:
-        return self.size, self._hash.hexdigest()
-
-
-def digest_of(size: int) -> tuple[int, str]:
-    """That of ``stream(size)``."""
-    digest = Digest()
-    for block in stream(size):
-        digest.take(block)
-    return digest.value()
 
 
 class VolumesTestCase(SystemTestCase):
