@@ -284,6 +284,7 @@ class MaxHandshakes(LimitsTestCase):
 
     def test_by_default_a_flood_leaves_descriptors_for_the_others(self) -> None:
         tunnel, upstream, good = self.flood_with_few_descriptors()
+        tunnel.wait_for("accepted", good)
         self.assertEqual(len(tunnel.events_named("accepted")), good)
         self.assertNotIn("EMFILE", tunnel.output)
         self.assertEqual(self.accepts_in_the_end(tunnel, upstream), good)
