@@ -375,7 +375,7 @@ class FileTests(AuditFileTestCase):
         for path, why in (
             (self.directory, "Is a directory"),
             (self.directory / "no" / "audit.log", "No such file"),
-            (Path(f"{self.path}\0"), "null byte"),
+            (Path(f"{self.path}\0"), "embedded null"),
         ):
             with self.assertRaises(SettingsError) as caught:
                 self.open(path)
