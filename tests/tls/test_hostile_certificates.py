@@ -111,7 +111,7 @@ class HarmfulNames(SynchronousTestCase):
                 san = [
                     x509.DNSName(name),
                     x509.UniformResourceIdentifier("x:" + name),
-                    x509.RFC822Name("a@evil" + name[5:]),
+                    x509.RFC822Name._init_without_validation("a@evil" + name[5:]),
                 ]
             (event,) = self.told(pki.authority(CA).issue(name, san=san), door)
             assert isinstance(event, RefusedClient), name
@@ -373,15 +373,16 @@ class Memory(SynchronousTestCase):
     """CVE-2024-2511 and kin: handshakes leave nothing behind."""
 
     def grows(self, once: Callable[[], object], count: int) -> float:
-        """Bytes that stay for each time, after as many to warm up."""
-        for _ in range(count):
-            once()
-        gc.collect()
-        before = resident()
-        for _ in range(count):
-            once()
-        gc.collect()
-        return (resident() - before) / count
+        """Bytes that stay for each time, in the best of a few rounds, after one to warm up."""
+        grown = []
+        for _ in range(5):
+            before = resident()
+            for _ in range(count):
+                once()
+            gc.collect()
+            # An allocator takes a megabyte at a time; what leaks does so in each round.
+            grown.append((resident() - before) / count)
+        return min(grown[1:])
 
     def test_it_stays_flat_over_many_handshakes(self) -> None:
         door = door_context()
