@@ -33,7 +33,7 @@ class Inbound(enum.Enum):
     ENDED = "close_notify"
     """The peer sent close_notify (RFC 8446, 6.1)."""
     BROKEN = "tls_error"
-    """What came is not a valid record of this session."""
+    """What came is not a valid record under the keys of this connection."""
 
 
 class Buffers:
