@@ -181,6 +181,7 @@ class JudgedAgain(SynchronousTestCase):
             self.assertIs(handshake.progress, Progress.ACCEPTED)
             self.assertIsInstance(handshake.verdict, Unverified)
             self.assertFalse(was_resumed(handshake, client))
+            self.assertEqual(tuple(handshake._path), (), "nothing to be judged by later")
 
     def test_a_client_that_is_not_remembered_makes_a_whole_handshake(self) -> None:
         for version in VERSIONS.values():
