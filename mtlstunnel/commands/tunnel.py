@@ -36,6 +36,7 @@ from mtlstunnel.places import (
     parse_listen,
     parse_upstream,
 )
+from mtlstunnel.relay.poller import poller_of
 from mtlstunnel.service.audit_service import Account, AuditService, audit_destination
 from mtlstunnel.service.cores import usable_cores
 from mtlstunnel.service.demo import DEMO_DIRECTORY, DEMO_PORT, Demo
@@ -286,7 +287,7 @@ def makeService(options: Options) -> IService:
         if workers > 1:
             check_account(account.uid, account.gid)
         tunnel: TunnelService | WorkersService = (
-            TunnelService(settings, reactor, audit.log)
+            TunnelService(settings, reactor, audit.log, poller=poller_of(reactor))
             if workers == 1
             else WorkersService(settings, reactor, audit.log, workers)
         )

@@ -89,8 +89,6 @@ class PumpSide:
     def received(self, data: memoryview) -> None:
         """See :class:`~mtlstunnel.relay.lane.LaneOwner`."""
         machine = self._machine
-        if self._discarding and machine is None:
-            return
         while len(data) > BATCH:
             self._carry(machine, data[:BATCH])
             data = data[BATCH:]
@@ -101,9 +99,9 @@ class PumpSide:
             return
         if machine is not None:
             self._decrypt(machine, data)
-            return
-        self.received_bytes += len(data)
-        self.other.deliver(data)
+        elif not self._discarding:
+            self.received_bytes += len(data)
+            self.other.deliver(data)
 
     def _decrypt(self, machine: RecordMachine, data: memoryview) -> None:
         plain = machine.decrypt(data)
@@ -112,10 +110,11 @@ class PumpSide:
         if size and not self._discarding:
             self.received_bytes += size
             self.other.deliver(plain)
-        own = machine.own_output()
-        if own and not self.lane.send(own) and self.lane.held > BATCH:
-            # It asks us to answer and does not read the answers.
-            self.lane.pause()
+        if machine.may_answer:
+            own = machine.own_output()
+            if own and not self.lane.send(own) and self.lane.held > BATCH:
+                # It asks us to answer and does not read the answers.
+                self.lane.pause()
         if machine.grown:
             self._on_bytes(machine)
         if machine.inbound is not Inbound.OPEN:

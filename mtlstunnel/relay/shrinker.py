@@ -8,14 +8,14 @@ from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
 
-from mtlstunnel.tls.records import BATCH, RecordMachine
+from mtlstunnel.tls.records import SLICE, RecordMachine
 
 SHRINK_SECONDS = 2.0
 """How long a session is quiet before it gives back the memory that a batch made it take."""
 
 SESSION_BYTES = 40 * 1024
-BUSY_BYTES = 2 * BATCH
-"""What the end of a session frees, about; one that was busy has grown by two batches."""
+BUSY_BYTES = 2 * SLICE
+"""What the end of a session frees, about; one that was busy has grown by two slices."""
 
 TRIM_BYTES = 4 * 1024 * 1024
 """How much must have been freed before it is worth asking the allocator."""

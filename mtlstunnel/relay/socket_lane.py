@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import Any
 
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IReadWriteDescriptor
+from twisted.internet.interfaces import IReactorTime, IReadWriteDescriptor
 from twisted.internet.tcp import Connection
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mtlstunnel.relay.lane import MOST_DROPPED, NOBODY, Acknowledgement, LaneOwner
+from mtlstunnel.relay.poller import READ, WRITE, Watched, Watcher
+from mtlstunnel.tls.transports import BareTransport
+
+FIRST_READ = 64 * 1024
+"""
+So much is read at once at first.  As long as the other side takes all of it, reads become larger,
+up to what the buffer holds; where it does not, smaller: what it leaves must be held.
+"""
 
 _NOT_YET = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS})
 
@@ -21,33 +28,69 @@ def _nothing_more() -> None:
     """What a transport does whose socket has been taken from it."""
 
 
-@implementer(IReadWriteDescriptor)
-class SocketLane:
-    """A lane on the socket of a Twisted transport, which stays as the one that closes it."""
+_DONE = Failure(ConnectionDone())
+_ABORTED = Failure(ConnectionAborted())
 
-    def __init__(self, reactor: Any, transport: Connection, buffer: bytearray) -> None:
+
+@implementer(IReadWriteDescriptor)
+class SocketLane(Watched):
+    """A lane on the socket of a transport, which stays as the one that closes it."""
+
+    __slots__ = (
+        "_at_end",
+        "_buffer",
+        "_clock",
+        "_closed",
+        "_dropped",
+        "_ending",
+        "_is_broken",
+        "_most",
+        "_out",
+        "_resetting",
+        "_sent",
+        "_socket",
+        "_transport",
+        "_view",
+        "_was_reset",
+        "_watcher",
+        "held",
+        "moved",
+        "owner",
+    )
+
+    def __init__(
+        self,
+        watcher: Watcher,
+        clock: IReactorTime,
+        transport: Connection | BareTransport,
+        buffer: bytearray,
+    ) -> None:
         """
-        :param reactor: provides ``IReactorFDSet`` and ``IReactorTime``
+        :param watcher: waits for the socket
+        :param clock: for a reset that has to wait
         :param transport: neither reading nor writing, and with nothing to write
         :param buffer: shared by all lanes of the reactor
         """
+        self._socket: socket.socket = transport.getHandle()
+        super().__init__(self._socket.fileno())
         self.held = 0
         self.moved = 0
-        self._reactor = reactor
+        self._watcher = watcher
+        self._clock = clock
         self._transport = transport
-        # The reactor may be in the middle of an event of this socket, with the transport still to
-        # be called: a write of nothing, after we have ended our direction, would be an error.
-        transport.doRead = transport.doWrite = _nothing_more  # type: ignore[method-assign]
-        self._socket: socket.socket = transport.getHandle()
-        self._fd = self._socket.fileno()
+        if isinstance(transport, BareTransport):
+            transport.be_taken(self)
+        else:
+            # The reactor may be in the middle of an event of this socket, with the transport still
+            # to be called: to write nothing, after we have ended our direction, would be an error.
+            transport.doRead = transport.doWrite = _nothing_more  # type: ignore[method-assign]
         self._buffer = buffer
         self._view = memoryview(buffer)
         self.owner: LaneOwner = NOBODY
-        self._out = bytearray()
+        self._out: bytearray | None = None
         self._sent = 0
-        self._reading = False
+        self._most = min(FIRST_READ, len(buffer))
         self._at_end = False
-        self._writing = False
         self._ending = False
         self._resetting: Acknowledgement | None = None
         self._dropped = 0
@@ -61,7 +104,7 @@ class SocketLane:
 
     def fileno(self) -> int:
         """The descriptor, or -1 where it is closed."""
-        return -1 if self._closed else self._fd
+        return -1 if self._closed else self.fd
 
     def logPrefix(self) -> str:
         """What Twisted calls this in its log."""
@@ -71,9 +114,8 @@ class SocketLane:
 
     def pause(self) -> None:
         """See :meth:`Lane.pause`."""
-        if self._reading:
-            self._reading = False
-            self._reactor.removeReader(self)
+        if self.interest & READ:
+            self._watcher.stop_reading(self)
 
     def resume(self) -> None:
         """See :meth:`Lane.resume`."""
@@ -81,16 +123,15 @@ class SocketLane:
             self._read_on()
 
     def _read_on(self) -> None:
-        if not (self._reading or self._at_end or self._closed):
-            self._reading = True
-            self._reactor.addReader(self)
+        if not (self.interest & READ or self._at_end or self._closed):
+            self._watcher.read(self)
 
     def doRead(self) -> None:
         """The reactor says that there is something to read."""
         if self._closed:
             return
         try:
-            size = self._socket.recv_into(self._buffer)
+            size = self._socket.recv_into(self._buffer, self._most)
         except OSError as error:
             if error.errno not in _NOT_YET:
                 self._lose("reset" if error.errno != errno.ETIMEDOUT else "timeout")
@@ -100,6 +141,8 @@ class SocketLane:
             return
         if size:
             self.owner.received(self._view[:size])
+            if size == self._most or self.interest & READ == 0:
+                self._resize()
             return
         self._at_end = True
         self.pause()
@@ -108,6 +151,12 @@ class SocketLane:
             self._lose("reset")
         else:
             self.owner.ended()
+
+    def _resize(self) -> None:
+        if self.interest & READ:
+            self._most = min(2 * self._most, len(self._buffer))
+        else:
+            self._most = max(self._most // 2, min(FIRST_READ, len(self._buffer)))
 
     def _drop(self, size: int) -> None:
         self._dropped += size
@@ -121,7 +170,7 @@ class SocketLane:
         """See :meth:`Lane.send`."""
         if self._is_broken or self._closed or self._ending:
             return True
-        if self.held:
+        if self._out is not None:
             self._out += data
             self.held += len(data)
             return False
@@ -136,17 +185,16 @@ class SocketLane:
             self.moved += 1
         if size == len(data):
             return True
-        self._out += data[size:]
+        self._out = bytearray(data[size:])
         self.held = len(data) - size
-        self._writing = True
-        self._reactor.addWriter(self)
+        self._watcher.write(self)
         return False
 
     def doWrite(self) -> None:
         """The reactor says that there is room to write."""
         if self._closed:
             return
-        if self.held:
+        if self._out is not None:
             try:
                 with memoryview(self._out) as out:
                     size = self._socket.send(out[self._sent :])
@@ -159,16 +207,14 @@ class SocketLane:
             self.held -= size
             if self.held:
                 return
-            # A fresh one: a bytearray that is emptied keeps its memory.
-            self._out = bytearray()
+            self._out = None
             self._sent = 0
         self._stop_writing()
         self._drained()
 
     def _stop_writing(self) -> None:
-        if self._writing:
-            self._writing = False
-            self._reactor.removeWriter(self)
+        if self.interest & WRITE:
+            self._watcher.stop_writing(self)
 
     def _drained(self) -> None:
         if self._resetting is not None:
@@ -188,7 +234,7 @@ class SocketLane:
         self._is_broken = True
         # EPIPE: the peer's FIN had come before its RST (Linux' tcp_reset); what it sent is whole.
         self._was_reset = code not in (None, errno.EPIPE)
-        self._out = bytearray()
+        self._out = None
         self._sent = self.held = 0
         self._stop_writing()
         if self._resetting is not None:
@@ -208,7 +254,7 @@ class SocketLane:
 
     def close(self) -> None:
         """See :meth:`Lane.close`."""
-        self._finish(ConnectionDone())
+        self._finish(_DONE)
 
     def reset(self) -> None:
         """See :meth:`Lane.reset`."""
@@ -217,16 +263,16 @@ class SocketLane:
         if self._is_broken:
             self.abort()
             return
-        self._resetting = Acknowledgement(self._reactor, self._socket, self.abort)
+        self._resetting = Acknowledgement(self._clock, self._socket, self.abort)
         self._read_on()
         if not self.held:
             self._resetting.look()
 
     def abort(self) -> None:
         """See :meth:`Lane.abort`."""
-        self._finish(ConnectionAborted())
+        self._finish(_ABORTED)
 
-    def _finish(self, why: Exception) -> None:
+    def _finish(self, why: Failure) -> None:
         if self._closed:
             return
         self._release(why)
@@ -239,18 +285,20 @@ class SocketLane:
             # It is what was wanted.
             self.abort()
             return
-        self._release(ConnectionAborted())
+        self._release(_ABORTED)
         self.owner.lost(how)
 
-    def _release(self, why: Exception) -> None:
-        self.pause()
-        self._stop_writing()
+    def _let_go(self) -> None:
+        self._watcher.forget(self)
         if self._resetting is not None:
             self._resetting.cancel()
         self._closed = True
-        self._out = bytearray()
+        self._out = None
         self.held = 0
-        self._transport.connectionLost(Failure(why))
+
+    def _release(self, why: Failure) -> None:
+        self._let_go()
+        self._transport.connectionLost(why)
 
     def connectionLost(self, reason: Failure) -> None:
         """
@@ -260,7 +308,7 @@ class SocketLane:
         if not reason.check(ConnectionDone, ConnectionLost):
             self._lose("error")
             return
-        was_reading, self._reading, self._writing = self._reading, False, False
+        was_reading, self.interest = self.interest & READ, 0
         if self._closed:
             return
         self._break(None)
@@ -277,9 +325,5 @@ class SocketLane:
     def raw_lost(self, reason: Failure) -> None:
         """The transport is closed: by this lane, or by the reactor that stops."""
         if not self._closed:
-            self.pause()
-            self._stop_writing()
-            if self._resetting is not None:
-                self._resetting.cancel()
-            self._closed = True
+            self._let_go()
             self.owner.lost("stopped")

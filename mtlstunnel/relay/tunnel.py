@@ -31,12 +31,14 @@ from mtlstunnel.relay.commands import (
     Side,
     StopReading,
 )
+from mtlstunnel.relay.connecting import Attempt, Upstream
 from mtlstunnel.relay.introduction import Introducer
 from mtlstunnel.relay.lanes import make_lane
+from mtlstunnel.relay.poller import Watcher, watcher_of
 from mtlstunnel.relay.pump import PumpSide
 from mtlstunnel.relay.session import TunnelSession
 from mtlstunnel.relay.shrinker import Shrinker, allocator_trim
-from mtlstunnel.relay.upstream import Attempt, Upstream, UpstreamFactory, UpstreamProtocol
+from mtlstunnel.relay.upstream import UpstreamFactory, UpstreamProtocol
 from mtlstunnel.timers import Timer, TimerWheel
 from mtlstunnel.tls.established import EstablishedSession, ISessionTaker
 from mtlstunnel.tls.records import Buffers, RecordMachine, open_machine
@@ -81,7 +83,11 @@ class Tunnel(Protocol):
         self._session = TunnelSession(factory.limits)
         self._machine = open_machine(session.connection, factory.buffers, session.framing)
         lane = make_lane(
-            factory.reactor, session.transport, factory.buffers.wire_in, flushed=session.flushed
+            factory.reactor,
+            factory.watcher,
+            session.transport,
+            factory.buffers.wire_in,
+            flushed=session.flushed,
         )
         session.receiver = lane
         self._client = PumpSide(Side.CLIENT, lane, self, self._machine, factory.shrinker.noticed)
@@ -110,29 +116,30 @@ class Tunnel(Protocol):
             self._doing = False
 
     def _do_one(self, command: Command) -> None:
+        # The usual ones first.
         match command:
-            case Dial():
-                self._dial()
-            case HangUp():
-                self._hang_up()
-            case Relay():
-                self._relay()
             case Arm(seconds):
                 self._arm(seconds)
+            case Dial():
+                self._dial()
+            case Relay():
+                self._relay()
             case Disarm():
                 self._disarm()
-            case Expire(seconds):
-                self._live_for(seconds)
-            case Finish():
-                self._finish()
             case End(side):
                 self._side(side).end()
+            case Close(side):
+                self._side(side).lane.close()
+            case Finish():
+                self._finish()
+            case Expire(seconds):
+                self._live_for(seconds)
+            case HangUp():
+                self._hang_up()
             case Discard(side):
                 self._side(side).discard()
             case StopReading(side):
                 self._side(side).stop_reading()
-            case Close(side):
-                self._side(side).lane.close()
             case Reset(side):
                 self._side(side).lane.reset()
             case Abort(side):
@@ -169,11 +176,12 @@ class Tunnel(Protocol):
         self._connected_after = self._seconds()
         self._upstream_protocol = upstream
         transport = cast("Any", upstream.transport)
+        factory = self.factory
         lane = make_lane(
-            self.factory.reactor, transport, self.factory.buffers.wire_in, flushed=True
+            factory.reactor, factory.watcher, transport, factory.buffers.wire_in, flushed=True
         )
         upstream.receiver = lane
-        self._upstream = PumpSide(Side.UPSTREAM, lane, self, None, self.factory.shrinker.noticed)
+        self._upstream = PumpSide(Side.UPSTREAM, lane, self, None, factory.shrinker.noticed)
         self._do(self._session.upstream_ready())
 
     def upstream_unreachable(self, how: str, detail: str) -> None:
@@ -328,6 +336,7 @@ class TunnelFactory(_TunnelFactory):
     :ivar events: gets the end of every tunnel
     :ivar introduce: makes what the upstream gets before the client's bytes; nothing where None
     :ivar timers: for time-outs; may be shared with the door
+    :ivar watcher: waits for sockets; the reactor itself, where nobody else is given
     :ivar live: the tunnels there are
     """
 
@@ -339,6 +348,7 @@ class TunnelFactory(_TunnelFactory):
     introduce: Introducer | None = None
     buffers: Buffers = attrs.Factory(Buffers)
     timers: TimerWheel = attrs.Factory(lambda self: TimerWheel(self.reactor), takes_self=True)
+    watcher: Watcher | None = attrs.Factory(lambda self: watcher_of(self.reactor), takes_self=True)
     shrinker: Shrinker = attrs.field(init=False)
     live: set[Tunnel] = attrs.field(init=False, factory=set)
 

@@ -1,27 +1,20 @@
-"""The way to the upstream: dialling it, and the words for how that fails."""
+"""The upstream's end of a tunnel, and the words for how an upstream cannot be had."""
 
 from __future__ import annotations
 
 import errno
 from typing import Any, Protocol, cast
 
-import attrs
 from twisted.internet import error
-from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, clientFromString
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IHandshakeListener,
-    IReactorTCP,
-    IStreamClientEndpoint,
 )
 from twisted.protocols.portforward import ProxyClient, ProxyClientFactory
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import alsoProvides, implementer
 
-from mtlstunnel.errors import SettingsError
-from mtlstunnel.places import Address, Place
 from mtlstunnel.tls.established import RawReceiver
 from mtlstunnel.trust.identity import escape
 
@@ -159,81 +152,3 @@ def explain_failure(reason: Failure) -> tuple[str, str]:
         said = escape(str(value) or name)
         return "tls_error", f"the upstream's TLS is not to be trusted: {said}"
     return "failed", escape(f"{name}: {value}")
-
-
-class Upstream(Protocol):
-    """A place that can be dialled again and again."""
-
-    def dial(self, factory: UpstreamFactory) -> Attempt:
-        """Begin to connect; the factory's dialler is told how it went."""
-
-
-class Attempt(Protocol):
-    """A connection that is being made."""
-
-    def cancel(self) -> None:
-        """Give up; the dialler may still be told of the failure."""
-
-
-@attrs.frozen
-class _Connecting:
-    connector: Any
-
-    def cancel(self) -> None:
-        self.connector.disconnect()
-
-
-@attrs.frozen
-class _ConnectingEndpoint:
-    connecting: Deferred[Any]
-    factory: UpstreamFactory
-
-    def cancel(self) -> None:
-        self.connecting.cancel()
-        self.factory.give_up()
-
-
-@attrs.frozen
-class TCPUpstream:
-    """An IP address and a port: connected without a look-up and without a Deferred."""
-
-    reactor: Any
-    host: str
-    port: int
-
-    def dial(self, factory: UpstreamFactory) -> Attempt:
-        """See :class:`Upstream`."""
-        # The tunnel has its own time-out, over the TLS of an upstream, too.
-        return _Connecting(self.reactor.connectTCP(self.host, self.port, factory, timeout=None))
-
-
-@attrs.frozen
-class EndpointUpstream:
-    """Any Twisted client endpoint."""
-
-    endpoint: IStreamClientEndpoint
-
-    def dial(self, factory: UpstreamFactory) -> Attempt:
-        """See :class:`Upstream`."""
-        connecting = self.endpoint.connect(factory)
-        connecting.addErrback(lambda reason: factory.clientConnectionFailed(None, reason))
-        return _ConnectingEndpoint(connecting, factory)
-
-
-def make_upstream(reactor: Any, place: Place) -> Upstream:
-    """
-    What dials a place.
-
-    :raises SettingsError: Twisted does not understand the endpoint string
-    """
-    if isinstance(place, Address):
-        if place.is_ip and IReactorTCP.providedBy(reactor):
-            return TCPUpstream(reactor, place.host, place.port)
-        return EndpointUpstream(HostnameEndpoint(reactor, place.host, place.port))
-    try:
-        return EndpointUpstream(clientFromString(reactor, place.text))
-    except (ValueError, TypeError, LookupError, OSError) as fault:
-        raise SettingsError(
-            f"--upstream {place.text!r}: Twisted does not understand this endpoint ({fault}); "
-            "give 5432, 127.0.0.1:5432, unix:/path or tls:HOST:PORT"
-        ) from None

@@ -10,15 +10,18 @@ import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.tcp import Port
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mtlstunnel.errors import MtlstunnelError
 from mtlstunnel.events import ConnectionIds, Event, EventSink, Reloaded
 from mtlstunnel.places import Place
+from mtlstunnel.relay.connecting import make_upstream
 from mtlstunnel.relay.introduction import introducer
+from mtlstunnel.relay.poller import Poller, watcher_of
+from mtlstunnel.relay.socket_transport import accepted_by
 from mtlstunnel.relay.tunnel import TunnelFactory
-from mtlstunnel.relay.upstream import make_upstream
 from mtlstunnel.service.admin import PATHS, admin_site
 from mtlstunnel.service.audit import AuditLog, tell_all
 from mtlstunnel.service.descriptors import within_descriptors
@@ -74,11 +77,14 @@ class TunnelService(Service):
         reactor: Any,
         events: EventSink | None = None,
         share: Share | None = None,
+        poller: Poller | None = None,
     ) -> None:
         """
         :param reactor: listens, dials and keeps time
         :param events: gets every event; the application's log, as JSON lines, where None
         :param share: where it is one of several that do the work of one; says nothing for itself
+        :param poller: to wait for sockets in front of the reactor, started and stopped with the
+            service; the reactor waits for them where None
         :raises MtlstunnelError: a bundle, certificate, key or endpoint cannot be used
         """
         self.ports: list[IListeningPort] = []
@@ -89,6 +95,7 @@ class TunnelService(Service):
         self._events = tell_all(self._told, self._count)
         self._started: datetime.datetime | None = None
         self._share = share
+        self._poller = poller
         self._generation = load_generation(settings, 1) if share is None else share.generation
         self._timers = TimerWheel(reactor)
         self._crowd = Crowd(
@@ -99,12 +106,13 @@ class TunnelService(Service):
         self._drain: Drain | None = None
         self._tunnels = TunnelFactory(
             reactor=reactor,
-            upstream=make_upstream(reactor, settings.upstream),
+            upstream=make_upstream(reactor, settings.upstream, poller),
             upstream_name=str(settings.upstream),
             limits=settings.limits,
             events=self._events,
             introduce=introducer(settings.proxy_protocol),
             timers=self._timers,
+            watcher=poller or watcher_of(reactor),
         )
         self._next_id = ConnectionIds()
         self._reactor = reactor
@@ -256,6 +264,8 @@ class TunnelService(Service):
 
     def _open(self) -> None:
         failures: list[Failure] = []
+        if self._poller is not None:
+            self._poller.start()
         for place, endpoint in self._endpoints:
             door = DoorFactory(
                 self._generation.context,
@@ -283,6 +293,8 @@ class TunnelService(Service):
 
     def _opened(self, port: IListeningPort, door: DoorFactory) -> None:
         door.listener = describe_address(port.getHost())
+        if self._poller is not None and type(port) is Port and port.factory is door:
+            port.transport = accepted_by(self._poller)
         self.ports.append(port)
 
     def _accept_nobody(self) -> None:
@@ -360,6 +372,8 @@ class TunnelService(Service):
         self._tunnels.stop()
         self._doors = []
         self._drain = None
+        if self._poller is not None:
+            self._poller.stop()
         return DeferredList(self._close_admin_ports())
 
 

@@ -20,6 +20,7 @@ from twisted.logger import (
 )
 from zope.interface import implementer
 
+from mtlstunnel.relay.poller import poller_of
 from mtlstunnel.service.audit import AuditLog
 from mtlstunnel.service.audit_file import LineFile
 from mtlstunnel.service.packing import unpacked
@@ -110,7 +111,11 @@ class Worker:
             client_changed=lambda key, count: self._channel.send("client", [key, count]),
         )
         self._service = TunnelService(
-            self._orders.settings, self._reactor, AuditLog(self._lines, utc_now), share
+            self._orders.settings,
+            self._reactor,
+            AuditLog(self._lines, utc_now),
+            share,
+            poller_of(self._reactor),
         )
         self._service.startService()
         self._channel.send("ready", self._service.id_prefix)

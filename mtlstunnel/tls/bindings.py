@@ -15,6 +15,7 @@ from typing import Any
 from OpenSSL import SSL
 from OpenSSL._util import ffi as _ffi
 from OpenSSL._util import lib as _lib
+from twisted.internet.base import ReactorBase
 from twisted.protocols.haproxy import _wrapper
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 
@@ -255,6 +256,14 @@ if HAS_RECORDS:
             if text != _ffi.NULL:
                 texts.append(bytes(_ffi.string(text)).decode("ascii", "replace"))
         return texts
+
+
+def reactor_descriptor(reactor: object) -> int | None:
+    """The epoll(7) descriptor by which a reactor waits; None where it does not use one."""
+    epoll: Any = getattr(reactor, "_poller", None)
+    if not (isinstance(reactor, ReactorBase) and type(epoll).__name__ == "epoll"):
+        return None
+    return int(epoll.fileno())
 
 
 def handshake_is_done(protocol: TLSMemoryBIOProtocol) -> None:

@@ -24,18 +24,26 @@ class RecordFraming:
         """Whether what came so far ends inside a record."""
         return self._missing > 0 or bool(self._begun)
 
-    def take(self, data: bytes | memoryview) -> None:
-        """More of the stream."""
+    def take(self, data: bytes | memoryview) -> int:
+        """
+        More of the stream.
+
+        :returns: how many headers of records were completed by it
+        """
         size = len(data)
         at = self._missing
+        begun = 0
         if self._begun:
             lacking = _HEADER - len(self._begun)
             header = self._begun + data[:lacking]
             if len(header) < _HEADER:
                 self._begun = header
-                return
+                return 0
             at = lacking + (header[3] << 8) + header[4]
+            begun = 1
         while at + _HEADER <= size:
             at += _HEADER + (data[at + 3] << 8) + data[at + 4]
-        self._begun = bytes(data[at:])
-        self._missing = max(0, at - size)
+            begun += 1
+        self._begun = bytes(data[at:]) if at < size else b""
+        self._missing = at - size if at > size else 0
+        return begun

@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from typing import Any
 
 from twisted.internet.interfaces import IAddress
 from twisted.internet.tcp import Connection
+from twisted.python.failure import Failure
 
 from mtlstunnel.tls.bindings import HAProxyProtocolWrapper
 from mtlstunnel.trust.identity import escape
 
 
-def bare_socket_transport(transport: Any) -> Connection | None:
+class BareTransport:
+    """A transport of ours that is nothing but a socket, and can be taken out of its hands."""
+
+    __slots__ = ()
+
+    def getHandle(self) -> socket.socket:
+        """The socket."""
+        raise NotImplementedError
+
+    def be_taken(self, by: Any) -> None:
+        """From now on wait for nothing: another waits for the same socket, at first for nothing."""
+        raise NotImplementedError
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Close the socket, and tell the protocol."""
+        raise NotImplementedError
+
+
+def bare_socket_transport(transport: Any) -> Connection | BareTransport | None:
     """
     The transport whose socket carries just what ``transport`` carries, or None where something in
     between changes the bytes.  A PROXY header is over once the first byte has been delivered, and
     nothing is written before that.
     """
+    if isinstance(transport, BareTransport):
+        return transport
     if isinstance(transport, HAProxyProtocolWrapper):
         transport = transport.transport
     if isinstance(transport, Connection) and not transport.TLS:

@@ -14,6 +14,9 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
+from twisted.trial.unittest import SkipTest
+
+from mtlstunnel.relay.poller import Poller, poller_of
 
 Steps = Generator[Deferred[Any], Any, Any]
 LIMIT = 30.0
@@ -55,6 +58,22 @@ def lanes_in_reactor() -> list[object]:
     poller: Any = reactor
     found = [*poller.getReaders(), *poller.getWriters()]
     return [one for one in found if type(one).__name__ == "SocketLane"]
+
+
+def start_poller(case: Any) -> Poller:
+    """A poller in front of the reactor until a test is over; it must then wait for nothing."""
+    poller = poller_of(reactor)
+    if poller is None:
+        raise SkipTest("this reactor does not use epoll(7)")
+    poller.start()
+
+    def stop() -> None:
+        left = list(poller._watched.values())
+        poller.stop()
+        case.assertEqual(left, [])
+
+    case.addCleanup(stop)
+    return poller
 
 
 def open_descriptors() -> int:

@@ -20,10 +20,20 @@ from zope.interface import implementer
 from mtlstunnel.relay import socket_lane, transport_lane
 from mtlstunnel.relay.lane import Lane
 from mtlstunnel.relay.lanes import make_lane
+from mtlstunnel.relay.poller import ReactorWatcher, watcher_of
 from mtlstunnel.relay.socket_lane import SocketLane
+from mtlstunnel.relay.socket_transport import accepted_by
 from mtlstunnel.relay.transport_lane import TransportLane
 from mtlstunnel.tls.records import BATCH
-from tests.relay.sockets import Peer, Steps, lanes_in_reactor, open_descriptors, turns, until
+from tests.relay.sockets import (
+    Peer,
+    Steps,
+    lanes_in_reactor,
+    open_descriptors,
+    start_poller,
+    turns,
+    until,
+)
 from tests.tls.memory import MemoryTransport
 
 PATTERN = random.Random(11).randbytes(1 << 21)
@@ -99,6 +109,9 @@ class LaneBehaviour:
     reads_what_a_reset_left = True
     """Whether what the peer had sent before its reset can be read after a send has failed."""
 
+    polled = False
+    """Whether a poller waits in front of the reactor."""
+
     def setUp(self: Any) -> None:
         self.made: list[Handover] = []
         self.lanes: list[Any] = []
@@ -113,6 +126,10 @@ class LaneBehaviour:
         else:
             self.port = poller.listenTCP(0, factory, interface="127.0.0.1")
             self.address = ("127.0.0.1", self.port.getHost().port)
+        self.watcher: Any = watcher_of(reactor)
+        if self.polled:
+            self.watcher = start_poller(self)
+            self.port.transport = accepted_by(self.watcher)
         self.addCleanup(self.clean_up)
 
     @inlineCallbacks
@@ -139,7 +156,9 @@ class LaneBehaviour:
             if small:
                 handle = protocol.transport.getHandle()
                 handle.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
-            lane: Any = make_lane(reactor, protocol.transport, self.buffer, flushed=self.flushed)
+            lane: Any = make_lane(
+                reactor, self.watcher, protocol.transport, self.buffer, flushed=self.flushed
+            )
             self.assertIsInstance(lane, SocketLane if self.flushed else TransportLane)
             protocol.receiver = lane
             owner = Owner(lane)
@@ -636,6 +655,12 @@ class SocketLaneOverTCP(LaneBehaviour, TestCase):
     """A socket lane on loopback."""
 
 
+class PolledLaneOverTCP(LaneBehaviour, TestCase):
+    """A socket lane for which a poller waits, on a transport of ours."""
+
+    polled = True
+
+
 class TransportLaneOverTCP(LaneBehaviour, TestCase):
     """A transport lane on the very transports."""
 
@@ -673,7 +698,7 @@ class SocketLaneAlone(TestCase):
         protocol.receiver = None
         transport = Server(ours, protocol, ("127.0.0.1", 1), None, 1, poller)  # type: ignore[arg-type]
         transport.stopReading()
-        lane = SocketLane(poller, transport, bytearray(BATCH))
+        lane = SocketLane(ReactorWatcher(poller), poller, transport, bytearray(BATCH))
         protocol.receiver = lane
         self.addCleanup(theirs.close)
         owner = Owner(lane)
@@ -740,7 +765,7 @@ class TransportLaneInMemory(SynchronousTestCase):
         self.protocol = Handover()
         self.transport = MemoryTransport(self.clock, self.protocol, half_close=half_close)
         self.transport.pauseProducing()
-        lane = make_lane(self.clock, self.transport, bytearray(), flushed=True)
+        lane = make_lane(self.clock, None, self.transport, bytearray(), flushed=True)
         assert isinstance(lane, TransportLane)
         self.lane = lane
         self.protocol.receiver = lane

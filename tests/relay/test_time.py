@@ -12,8 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mtlstunnel.limits import TimeLimits
 from mtlstunnel.places import Address
+from mtlstunnel.relay.connecting import make_upstream
 from mtlstunnel.relay.tunnel import LOOKS, LULL_SECONDS, TunnelFactory
-from mtlstunnel.relay.upstream import make_upstream
 from mtlstunnel.timers import TICKS_PER_SECOND
 from mtlstunnel.tls.door import DoorFactory
 from tests import pki

@@ -21,13 +21,23 @@ from twisted.trial.unittest import SkipTest, TestCase
 from mtlstunnel.events import Closed, Event
 from mtlstunnel.limits import TimeLimits
 from mtlstunnel.places import Address, EndpointString
+from mtlstunnel.relay.connecting import Upstream, make_upstream
+from mtlstunnel.relay.poller import READ, Poller, watcher_of
 from mtlstunnel.relay.socket_lane import SocketLane
+from mtlstunnel.relay.socket_transport import accepted_by
 from mtlstunnel.relay.tunnel import TunnelFactory
-from mtlstunnel.relay.upstream import Upstream, make_upstream
 from mtlstunnel.tls.door import DoorFactory
 from mtlstunnel.tls.records import BATCH
 from tests import pki
-from tests.relay.sockets import Peer, Steps, lanes_in_reactor, open_descriptors, turns, until
+from tests.relay.sockets import (
+    Peer,
+    Steps,
+    lanes_in_reactor,
+    open_descriptors,
+    start_poller,
+    turns,
+    until,
+)
 from tests.tls.memory import TLS_1_2, TLS_1_3, VERSIONS, MemoryClient, door_context
 
 SMALL = bool(os.environ.get("MTLSTUNNEL_SMALL"))
@@ -121,6 +131,7 @@ class TunnelBehaviour:
 
     timeout = 60
     limits = TimeLimits(handshake=10, connect=10, half_close=10)
+    poller: Poller | None = None
 
     def setUp(self) -> None:
         self.events: list[Event] = []
@@ -128,7 +139,7 @@ class TunnelBehaviour:
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.listening.setblocking(False)
         self.addCleanup(self.listening.close)
-        self.serve(make_upstream(reactor, Address(*self.listening.getsockname())))
+        self.serve(make_upstream(reactor, Address(*self.listening.getsockname()), self.poller))
         self.addCleanup(self.clean_up)
 
     def serve(self, upstream: Upstream) -> None:
@@ -140,9 +151,12 @@ class TunnelBehaviour:
             upstream_name="upstream",
             limits=self.limits,
             events=self.events.append,
+            watcher=self.poller or watcher_of(reactor),
         )
         self.door = DoorFactory(door_context(), self.tunnels, poller, self.events.append)
         self.port = poller.listenTCP(0, self.door, interface="127.0.0.1")
+        if self.poller is not None:
+            self.port.transport = accepted_by(self.poller)
         self.addCleanup(self.port.stopListening)
         self.address = ("127.0.0.1", self.port.getHost().port)
 
@@ -537,7 +551,7 @@ class TCPUpstream(TunnelBehaviour, TestCase):
         yield until(lambda: tunnel._upstream is not None)
         assert tunnel._client is not None and tunnel._upstream is not None
         self.assertGreater(tunnel._upstream.lane.held, 0)
-        self.assertFalse(tunnel._client.lane._reading, "the client is read meanwhile")
+        self.assertFalse(tunnel._client.lane.interest & READ, "the client is read meanwhile")
         sending = client.send(PATTERN)
         client.turn(client.tls.close_notify())
         yield back.gets_end()
@@ -547,6 +561,14 @@ class TCPUpstream(TunnelBehaviour, TestCase):
         yield until(lambda: self.ends)
         (closed,) = [one for one in self.events if isinstance(one, Closed)]
         self.assertEqual((closed.bytes_in, closed.bytes_out), (len(PATTERN), 0))
+
+
+class PolledUpstream(TCPUpstream):
+    """The same, with a poller in front of the reactor, and no transports of Twisted's."""
+
+    def setUp(self) -> None:
+        self.poller = start_poller(self)
+        super().setUp()
 
 
 class UnixUpstream(TunnelBehaviour, TestCase):

@@ -22,16 +22,10 @@ from mtlstunnel.errors import SettingsError
 from mtlstunnel.events import Closed, Event
 from mtlstunnel.limits import TimeLimits
 from mtlstunnel.places import Address, EndpointString
+from mtlstunnel.relay.connecting import EndpointUpstream, TCPUpstream, make_upstream
 from mtlstunnel.relay.transport_lane import TransportLane
 from mtlstunnel.relay.tunnel import TunnelFactory
-from mtlstunnel.relay.upstream import (
-    EndpointUpstream,
-    TCPUpstream,
-    UpstreamFactory,
-    UpstreamProtocol,
-    explain_failure,
-    make_upstream,
-)
+from mtlstunnel.relay.upstream import UpstreamFactory, UpstreamProtocol, explain_failure
 from mtlstunnel.tls.door import DoorFactory
 from tests import pki
 from tests.relay.sockets import Peer, Steps, lanes_in_reactor, until

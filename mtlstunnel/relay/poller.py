@@ -1,0 +1,252 @@
+"""
+Waiting for sockets in the reactor's loop, without the reactor's way to each of them.
+
+The reactor sets up a logging context around every event, and asks the system anew each time
+somebody pauses or goes on.  For a tunnel, whose work on an event is small, that is most of what an
+event costs.  A :class:`Poller` stands in front of a reactor that uses epoll(7): it waits for its
+own sockets and for the reactor's descriptor at once, and gives the reactor its turn when that has
+something.  Where there is none, a :class:`ReactorWatcher` waits by the reactor's public calls.
+"""
+
+from __future__ import annotations
+
+import select
+from typing import Any, Protocol, cast
+
+from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import IReactorFDSet
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from mtlstunnel.tls import bindings
+
+_log = Logger()
+
+READ, WRITE = 1, 4
+"""EPOLLIN and EPOLLOUT."""
+
+_GONE = 8 | 16
+"""EPOLLERR and EPOLLHUP: the next call on the socket says what is the matter."""
+
+_MOST_EVENTS = 512
+"""As many events are taken at once."""
+
+
+class Watched:
+    """
+    A socket that may be waited for.
+
+    :ivar fd: its descriptor
+    :ivar interest: what is waited for: :data:`READ`, :data:`WRITE`, both or 0
+    :ivar registered: what the system was asked to tell of it
+    """
+
+    __slots__ = ("__weakref__", "fd", "interest", "registered")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.interest = 0
+        self.registered = 0
+
+    def doRead(self) -> None:
+        """There may be something to read."""
+        raise NotImplementedError
+
+    def doWrite(self) -> None:
+        """There may be room to write."""
+        raise NotImplementedError
+
+    def connectionLost(self, reason: Failure) -> None:
+        """It has failed, and is not waited for any more."""
+        raise NotImplementedError
+
+
+class Watcher(Protocol):
+    """Who waits for sockets."""
+
+    def read(self, one: Watched) -> None:
+        """Call ``doRead`` whenever there is something to read."""
+
+    def stop_reading(self, one: Watched) -> None:
+        """Do not, for now."""
+
+    def write(self, one: Watched) -> None:
+        """Call ``doWrite`` whenever there is room to write."""
+
+    def stop_writing(self, one: Watched) -> None:
+        """Do not, for now."""
+
+    def forget(self, one: Watched) -> None:
+        """It is about to be closed."""
+
+    def hand_over(self, one: Watched, to: Watched) -> None:
+        """From now on wait for another object with the same socket, and for nothing at first."""
+
+
+class ReactorWatcher:
+    """Waits by the calls of a reactor that has them."""
+
+    def __init__(self, reactor: Any) -> None:
+        """
+        :param reactor: provides ``IReactorFDSet``
+        """
+        self._reactor = reactor
+
+    def read(self, one: Watched) -> None:
+        """See :meth:`Watcher.read`."""
+        if not one.interest & READ:
+            one.interest |= READ
+            self._reactor.addReader(one)
+
+    def stop_reading(self, one: Watched) -> None:
+        """See :meth:`Watcher.stop_reading`."""
+        if one.interest & READ:
+            one.interest &= ~READ
+            self._reactor.removeReader(one)
+
+    def write(self, one: Watched) -> None:
+        """See :meth:`Watcher.write`."""
+        if not one.interest & WRITE:
+            one.interest |= WRITE
+            self._reactor.addWriter(one)
+
+    def stop_writing(self, one: Watched) -> None:
+        """See :meth:`Watcher.stop_writing`."""
+        if one.interest & WRITE:
+            one.interest &= ~WRITE
+            self._reactor.removeWriter(one)
+
+    def forget(self, one: Watched) -> None:
+        """See :meth:`Watcher.forget`."""
+        self.stop_reading(one)
+        self.stop_writing(one)
+
+    def hand_over(self, one: Watched, to: Watched) -> None:
+        """See :meth:`Watcher.hand_over`."""
+        self.forget(one)
+
+
+class Poller:
+    """
+    Waits for sockets in front of a reactor that uses epoll(7).
+
+    What is wanted no more is not told to the system until it comes up: most pauses end before
+    anything has come.  A socket that is closed leaves the system's list by itself.
+    """
+
+    def __init__(self, reactor: Any, descriptor: int) -> None:
+        """
+        :param descriptor: the reactor's own epoll descriptor
+        """
+        self._reactor = reactor
+        self._descriptor = descriptor
+        self._watched: dict[int, Watched] = {}
+        self._epoll: select.epoll | None = None
+
+    def start(self) -> None:
+        """Take the place of the reactor's ``doIteration``, where that has not been done."""
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            self._epoll.register(self._descriptor, READ)
+            self._do_iteration = self._reactor.doIteration
+            self._reactor.doIteration = self._iterate
+
+    def stop(self) -> None:
+        """Give the loop back to the reactor.  What is still watched is heard of no more."""
+        if self._epoll is not None:
+            self._reactor.doIteration = self._do_iteration
+            self._epoll.close()
+            self._epoll = None
+            self._watched.clear()
+
+    def read(self, one: Watched) -> None:
+        """See :meth:`Watcher.read`."""
+        one.interest |= READ
+        if not one.registered & READ:
+            self._tell_system(one)
+
+    def stop_reading(self, one: Watched) -> None:
+        """See :meth:`Watcher.stop_reading`."""
+        one.interest &= ~READ
+
+    def write(self, one: Watched) -> None:
+        """See :meth:`Watcher.write`."""
+        one.interest |= WRITE
+        if not one.registered & WRITE:
+            self._tell_system(one)
+
+    def stop_writing(self, one: Watched) -> None:
+        """See :meth:`Watcher.stop_writing`."""
+        one.interest &= ~WRITE
+
+    def forget(self, one: Watched) -> None:
+        """See :meth:`Watcher.forget`."""
+        if one.registered:
+            self._watched.pop(one.fd, None)
+        one.interest = one.registered = 0
+
+    def hand_over(self, one: Watched, to: Watched) -> None:
+        """See :meth:`Watcher.hand_over`."""
+        if one.registered:
+            self._watched[one.fd] = to
+            to.registered = one.registered
+        one.interest = one.registered = 0
+
+    def _tell_system(self, one: Watched) -> None:
+        interest, epoll = one.interest, self._epoll
+        if epoll is None:
+            return
+        if not interest:
+            del self._watched[one.fd]
+            epoll.unregister(one.fd)
+        elif one.registered:
+            epoll.modify(one.fd, interest)
+        else:
+            epoll.register(one.fd, interest)
+            self._watched[one.fd] = one
+        one.registered = interest
+
+    def _iterate(self, delay: float | None) -> None:
+        """In place of the reactor's ``doIteration``."""
+        watched = self._watched
+        is_reactors_turn = False
+        epoll = cast("select.epoll", self._epoll)
+        for fd, event in epoll.poll(delay, _MOST_EVENTS):
+            one = watched.get(fd)
+            if one is None:
+                is_reactors_turn = is_reactors_turn or fd == self._descriptor
+                continue
+            if event & _GONE:
+                event |= READ | WRITE
+            try:
+                if event & one.interest & READ:
+                    one.doRead()
+                if event & one.interest & WRITE:
+                    one.doWrite()
+                if event & one.registered & ~one.interest:
+                    self._tell_system(one)
+            except Exception:
+                self._failed(one)
+        if is_reactors_turn:
+            self._do_iteration(0)
+
+    def _failed(self, one: Watched) -> None:
+        _log.failure("what had to be done for a connection failed; it is cut off")
+        self.forget(one)
+        one.connectionLost(Failure(ConnectionLost()))
+
+
+def watcher_of(reactor: Any) -> Watcher | None:
+    """
+    Who waits for sockets by a reactor's own calls; None where it has no such calls.
+    """
+    return ReactorWatcher(reactor) if IReactorFDSet.providedBy(reactor) else None
+
+
+def poller_of(reactor: Any) -> Poller | None:
+    """
+    A poller to be started in front of a reactor, by whom the process belongs to; None where the
+    reactor does not use epoll(7).
+    """
+    descriptor = bindings.reactor_descriptor(reactor)
+    return None if descriptor is None else Poller(reactor, descriptor)
