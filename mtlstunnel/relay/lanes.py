@@ -13,7 +13,7 @@ from typing import Any
 from mtlstunnel.relay.poller import Watcher
 from mtlstunnel.relay.socket_lane import SocketLane
 from mtlstunnel.relay.transport_lane import TransportLane
-from mtlstunnel.tls.transports import bare_socket_transport
+from mtlstunnel.tls.transports import BareTransport, bare_socket_transport
 
 
 def make_lane(
@@ -26,6 +26,7 @@ def make_lane(
     :param flushed: whether the transport is known to have nothing left to write
     """
     bare = bare_socket_transport(transport)
-    if bare is not None and flushed and watcher is not None:
+    is_ready = flushed or isinstance(bare, BareTransport)
+    if bare is not None and is_ready and watcher is not None:
         return SocketLane(watcher, reactor, bare, buffer)
     return TransportLane(transport, reactor)

@@ -154,6 +154,9 @@ class PumpSide:
 
     def drained(self) -> None:
         """See :class:`~mtlstunnel.relay.lane.LaneOwner`."""
+        if not hasattr(self, "other"):
+            # What was left of the handshake is sent; nothing is carried yet.
+            return
         if self._ending:
             self._owner.side_delivered(self.side)
         else:

@@ -68,7 +68,8 @@ class SocketLane(Watched):
         """
         :param watcher: waits for the socket
         :param clock: for a reset that has to wait
-        :param transport: neither reading nor writing, and with nothing to write
+        :param transport: neither reading nor writing, and, if it is one of Twisted's, with nothing
+            to write
         :param buffer: shared by all lanes of the reactor
         """
         self._socket: socket.socket = transport.getHandle()
@@ -78,8 +79,13 @@ class SocketLane(Watched):
         self._watcher = watcher
         self._clock = clock
         self._transport = transport
+        self._out: bytearray | None = None
         if isinstance(transport, BareTransport):
-            transport.be_taken(self)
+            rest = transport.be_taken(self)
+            if rest:
+                self._out = bytearray(rest)
+                self.held = len(rest)
+                watcher.write(self)
         else:
             # The reactor may be in the middle of an event of this socket, with the transport still
             # to be called: to write nothing, after we have ended our direction, would be an error.
@@ -87,7 +93,6 @@ class SocketLane(Watched):
         self._buffer = buffer
         self._view = memoryview(buffer)
         self.owner: LaneOwner = NOBODY
-        self._out: bytearray | None = None
         self._sent = 0
         self._most = min(FIRST_READ, len(buffer))
         self._at_end = False

@@ -11,6 +11,7 @@ from typing import Any
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IAddress, IReactorTime, ITransport
+from twisted.internet.tcp import Port
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -47,6 +48,7 @@ class SocketTransport(Watched, BareTransport):
         "_clock",
         "_ending",
         "_is_over",
+        "_no_delay",
         "_out",
         "_poller",
         "_socket",
@@ -62,10 +64,13 @@ class SocketTransport(Watched, BareTransport):
         sock: socket.socket,
         protocol: Any,
         peer: tuple[Any, ...],
+        *,
+        no_delay: bool = False,
     ) -> None:
         """
         :param sock: connected, and not blocking
         :param peer: the other end's address, as the socket module has it
+        :param no_delay: whether TCP_NODELAY is set on it already
         """
         super().__init__(sock.fileno())
         self.protocol = protocol
@@ -77,6 +82,7 @@ class SocketTransport(Watched, BareTransport):
         self._out = b""
         self._ending = False
         self._is_over = False
+        self._no_delay = no_delay
 
     # As a transport ---------------------------------------------------------------------------
 
@@ -94,7 +100,9 @@ class SocketTransport(Watched, BareTransport):
 
     def setTcpNoDelay(self, enabled: bool) -> None:
         """See ``ITCPTransport``."""
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, enabled)
+        if enabled != self._no_delay:
+            self._no_delay = enabled
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, enabled)
 
     def pauseProducing(self) -> None:
         """Read nothing for now."""
@@ -142,9 +150,11 @@ class SocketTransport(Watched, BareTransport):
             self._poller.forget(self)
             self._clock.callLater(0, self.connectionLost, _ABORTED)
 
-    def be_taken(self, by: Watched) -> None:
-        """From now on another waits for this socket, and closes it by :meth:`connectionLost`."""
+    def be_taken(self, by: Watched) -> bytes:
+        """See :class:`BareTransport`; it is closed by :meth:`connectionLost`."""
         self._poller.hand_over(self, by)
+        rest, self._out = self._out, b""
+        return rest
 
     # From the poller --------------------------------------------------------------------------
 
@@ -201,11 +211,14 @@ class SocketTransport(Watched, BareTransport):
         protocol.connectionLost(reason)
 
 
-def accepted_by(poller: Poller) -> Any:
+def accept_for(poller: Poller, port: Port) -> None:
     """
-    What a ``twisted.internet.tcp.Port`` is to have as its ``transport``: that attribute is there to
-    be replaced, for a factory whose protocols need no more than a :class:`SocketTransport`.
+    Have a port make a :class:`SocketTransport` of each socket it accepts: its ``transport`` is
+    there to be replaced.  For a factory whose protocols need no more.
     """
+    # Who is accepted gets the option from the listening socket (Linux, where alone there are
+    # pollers).
+    port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
 
     def accepted(
         sock: socket.socket,
@@ -216,8 +229,8 @@ def accepted_by(poller: Poller) -> Any:
         reactor: Any,
     ) -> SocketTransport:
         sock.setblocking(False)
-        transport = SocketTransport(poller, reactor, sock, protocol, client)
+        transport = SocketTransport(poller, reactor, sock, protocol, client, no_delay=True)
         transport.resumeProducing()
         return transport
 
-    return accepted
+    port.transport = accepted  # type: ignore[assignment]

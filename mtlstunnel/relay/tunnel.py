@@ -82,6 +82,8 @@ class Tunnel(Protocol):
         self._established = session
         self._session = TunnelSession(factory.limits)
         self._machine = open_machine(session.connection, factory.buffers, session.framing)
+        # What its memory BIOs took for the certificates of the handshake, 5 KiB.
+        self._machine.shrink()
         lane = make_lane(
             factory.reactor,
             factory.watcher,

@@ -20,7 +20,7 @@ from mtlstunnel.places import Place
 from mtlstunnel.relay.connecting import make_upstream
 from mtlstunnel.relay.introduction import introducer
 from mtlstunnel.relay.poller import Poller, watcher_of
-from mtlstunnel.relay.socket_transport import accepted_by
+from mtlstunnel.relay.socket_transport import accept_for
 from mtlstunnel.relay.tunnel import TunnelFactory
 from mtlstunnel.service.admin import PATHS, admin_site
 from mtlstunnel.service.audit import AuditLog, tell_all
@@ -294,7 +294,7 @@ class TunnelService(Service):
     def _opened(self, port: IListeningPort, door: DoorFactory) -> None:
         door.listener = describe_address(port.getHost())
         if self._poller is not None and type(port) is Port and port.factory is door:
-            port.transport = accepted_by(self._poller)
+            accept_for(self._poller, port)
         self.ports.append(port)
 
     def _accept_nobody(self) -> None:

@@ -150,6 +150,21 @@ def take_no_ticket(connection: SSL.Connection) -> None:
     _lib.SSL_set_options(connection._ssl, OP_NO_TICKET)
 
 
+def offer_no_ticket(context: SSL.Context) -> None:
+    """
+    Make a context send no tickets: a resumed session runs no verify callback.
+
+    With SSL_OP_NO_TICKET alone, OpenSSL makes two for each TLS 1.3 client all the same, which name
+    sessions that it does not keep.  Where the option is set from within the servername callback,
+    which is called for every client, it makes none (its final_server_name).  There is no binding
+    for SSL_CTX_set_num_tickets.
+    """
+    if hasattr(_lib, "SSL_set_options"):
+        context.set_tlsext_servername_callback(take_no_ticket)
+    else:
+        context.set_options(SSL.OP_NO_TICKET)
+
+
 def _der(x509: Any) -> bytes | None:
     if x509 == _ffi.NULL:
         return None

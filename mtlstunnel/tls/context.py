@@ -170,8 +170,7 @@ class DoorContext:
         if self.resumption:
             self._allow_tickets(context)
         else:
-            # A resumed session runs no verify callback, so nothing may be resumed.
-            context.set_options(SSL.OP_NO_TICKET)
+            bindings.offer_no_ticket(context)
         # NO_AUTO_CHAIN: the anchors are for judging clients, not for completing our own chain.
         context.set_mode(SSL.MODE_RELEASE_BUFFERS | bindings.MODE_NO_AUTO_CHAIN)
         # Else an openssl.cnf, which an environment variable may name, could allow weak keys.

@@ -23,8 +23,12 @@ class BareTransport:
         """The socket."""
         raise NotImplementedError
 
-    def be_taken(self, by: Any) -> None:
-        """From now on wait for nothing: another waits for the same socket, at first for nothing."""
+    def be_taken(self, by: Any) -> bytes:
+        """
+        From now on wait for nothing: another waits for the same socket, at first for nothing.
+
+        :returns: what was written and is still to be sent
+        """
         raise NotImplementedError
 
     def connectionLost(self, reason: Failure) -> None:

@@ -22,7 +22,7 @@ from mtlstunnel.relay.lane import Lane
 from mtlstunnel.relay.lanes import make_lane
 from mtlstunnel.relay.poller import ReactorWatcher, watcher_of
 from mtlstunnel.relay.socket_lane import SocketLane
-from mtlstunnel.relay.socket_transport import accepted_by
+from mtlstunnel.relay.socket_transport import accept_for
 from mtlstunnel.relay.transport_lane import TransportLane
 from mtlstunnel.tls.records import BATCH
 from tests.relay.sockets import (
@@ -129,7 +129,7 @@ class LaneBehaviour:
         self.watcher: Any = watcher_of(reactor)
         if self.polled:
             self.watcher = start_poller(self)
-            self.port.transport = accepted_by(self.watcher)
+            accept_for(self.watcher, self.port)
         self.addCleanup(self.clean_up)
 
     @inlineCallbacks
@@ -659,6 +659,28 @@ class PolledLaneOverTCP(LaneBehaviour, TestCase):
     """A socket lane for which a poller waits, on a transport of ours."""
 
     polled = True
+
+    @inlineCallbacks
+    def test_what_the_transport_had_not_sent_goes_first(self) -> Steps:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        sock.connect(self.address)
+        peer = Peer(sock)
+        self.addCleanup(peer.close)
+        yield until(lambda: self.made)
+        protocol = self.made.pop()
+        protocol.transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        protocol.transport.write(PATTERN[:500000])
+        lane = make_lane(reactor, self.watcher, protocol.transport, self.buffer, flushed=False)
+        self.assertIsInstance(lane, SocketLane)
+        protocol.receiver = lane
+        owner = Owner(lane)
+        self.lanes.append(owner)
+        self.assertGreater(lane.held, 0)
+        self.assertFalse(lane.send(memoryview(PATTERN[500000:600000])))
+        lane.end()
+        yield peer.gets_end()
+        self.assertEqual(bytes(peer.received), PATTERN[:600000])
 
 
 class TransportLaneOverTCP(LaneBehaviour, TestCase):

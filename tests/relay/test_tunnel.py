@@ -24,7 +24,7 @@ from mtlstunnel.places import Address, EndpointString
 from mtlstunnel.relay.connecting import Upstream, make_upstream
 from mtlstunnel.relay.poller import READ, Poller, watcher_of
 from mtlstunnel.relay.socket_lane import SocketLane
-from mtlstunnel.relay.socket_transport import accepted_by
+from mtlstunnel.relay.socket_transport import accept_for
 from mtlstunnel.relay.tunnel import TunnelFactory
 from mtlstunnel.tls.door import DoorFactory
 from mtlstunnel.tls.records import BATCH
@@ -156,7 +156,7 @@ class TunnelBehaviour:
         self.door = DoorFactory(door_context(), self.tunnels, poller, self.events.append)
         self.port = poller.listenTCP(0, self.door, interface="127.0.0.1")
         if self.poller is not None:
-            self.port.transport = accepted_by(self.poller)
+            accept_for(self.poller, self.port)
         self.addCleanup(self.port.stopListening)
         self.address = ("127.0.0.1", self.port.getHost().port)
 
