@@ -19,6 +19,9 @@ from mtlstunnel.trust.identity import escape
 HANDSHAKE_PATIENCE = 10.0
 """Seconds for one connection and its handshake."""
 
+WORD_PATIENCE = 0.5
+"""Seconds after a TLS 1.3 handshake until a server that has said nothing is said goodbye to."""
+
 REFUSAL_PATIENCE = 3.0
 """Seconds after a TLS 1.3 handshake in which a refusal, or a word that is none, is waited for."""
 
@@ -39,7 +42,6 @@ def call_all(
 
 
 def _call(address: Address, caller: Caller) -> Answer:
-    deadline = time.monotonic() + HANDSHAKE_PATIENCE
     try:
         connection = socket.create_connection((address.host, address.port), HANDSHAKE_PATIENCE)
     except OSError as error:
@@ -51,21 +53,35 @@ def _call(address: Address, caller: Caller) -> Answer:
     with connection:
         try:
             _send(connection, caller.start())
-            while caller.answer is None:
-                if caller.is_established:
-                    deadline = min(deadline, time.monotonic() + REFUSAL_PATIENCE)
-                connection.settimeout(max(deadline - time.monotonic(), 0.001))
-                data = connection.recv(_CHUNK)
-                if not data:
-                    caller.closed()
-                    break
-                _send(connection, caller.receive(data))
-        except TimeoutError:
+            _hear(connection, caller, HANDSHAKE_PATIENCE, until_established=True)
+            _hear(connection, caller, WORD_PATIENCE)
+            if caller.answer is None:
+                _send(connection, caller.goodbye())
+                _hear(connection, caller, REFUSAL_PATIENCE - WORD_PATIENCE)
             caller.waited()
         except OSError:
             caller.closed()
     assert caller.answer is not None
     return caller.answer
+
+
+def _hear(
+    connection: socket.socket, caller: Caller, patience: float, *, until_established: bool = False
+) -> None:
+    """Until there is an answer, or nothing has come for too long."""
+    deadline = time.monotonic() + patience
+    while caller.answer is None and not (until_established and caller.is_established):
+        connection.settimeout(max(deadline - time.monotonic(), 0.001))
+        try:
+            data = connection.recv(_CHUNK)
+        except TimeoutError:
+            if until_established:
+                caller.waited()
+            return
+        if data:
+            _send(connection, caller.receive(data))
+        else:
+            caller.closed()
 
 
 def _send(connection: socket.socket, data: bytes) -> None:

@@ -34,7 +34,7 @@ class Outcome(str, enum.Enum):
     LET_IN = "let_in"
     """It went on after the client's certificate."""
     NOT_REFUSED = "not_refused"
-    """TLS 1.3 is up and no refusal came in time; the server said nothing more, either."""
+    """TLS 1.3 is up and no refusal came in time; the server did not answer a goodbye, either."""
     REFUSED = "refused"
     """It sent an alert."""
     NO_SUCH_VERSION = "no_such_version"
@@ -92,6 +92,7 @@ class Caller:
     _alert: int | None = attrs.field(init=False, default=None)
     _asked: bool = attrs.field(init=False, default=False)
     _heard: bool = attrs.field(init=False, default=False)
+    _said_goodbye: bool = attrs.field(init=False, default=False)
 
     def __attrs_post_init__(self) -> None:
         context = SSL.Context(SSL.TLS_CLIENT_METHOD)
@@ -145,7 +146,21 @@ class Caller:
     def closed(self) -> None:
         """The server has closed the connection, or reset it."""
         if self.answer is None:
-            self._end(Outcome.CLOSED)
+            # Many close without a word when they are said goodbye to.
+            self._end(Outcome.NOT_REFUSED if self._said_goodbye else Outcome.CLOSED)
+
+    def goodbye(self) -> bytes:
+        """
+        What to send where TLS 1.3 is up and the server says nothing, as most do until the client
+        has: close_notify.  Who has refused the client has sent an alert instead of an answer.
+        """
+        self._said_goodbye = True
+        try:
+            self._connection.shutdown()
+        except SSL.Error:
+            # It has failed, and the next thing to come says why.
+            return b""
+        return self._outgoing()
 
     def waited(self) -> None:
         """Nothing more has come for as long as one waits."""
@@ -164,7 +179,7 @@ class Caller:
         except SSL.WantReadError:
             return
         except SSL.ZeroReturnError:
-            self._end(Outcome.CLOSED)
+            self._end(Outcome.LET_IN if self._said_goodbye else Outcome.CLOSED)
         except SSL.Error as error:
             self._failed(error)
         else:

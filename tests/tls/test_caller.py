@@ -25,6 +25,11 @@ def call(leaf: pki.Leaf, version: TLSVersion, context: DoorContext | None = None
     while wire and handshake.progress not in OVER:
         answer = handshake.receive(wire)
         wire = client.receive(answer) if answer else b""
+    if client.answer is None:
+        # What a tunnel does when its client ends in order.
+        handshake.connection.bio_write(client.goodbye())
+        handshake.connection.shutdown()
+        client.receive(handshake.connection.bio_read(1 << 16))
     client.waited()
     assert client.answer is not None
     return client.answer
@@ -101,6 +106,14 @@ class OtherThings(SynchronousTestCase):
         client, handshake = caller(pki.client()), Handshake(door_context())
         client.receive(handshake.receive(client.start()))
         client.waited()
+        assert client.answer is not None
+        self.assertIs(client.answer.outcome, Outcome.NOT_REFUSED)
+
+    def test_one_that_closes_without_a_word_after_a_goodbye_has_not_refused(self) -> None:
+        client, handshake = caller(pki.client()), Handshake(door_context())
+        client.receive(handshake.receive(client.start()))
+        self.assertTrue(client.goodbye())
+        client.closed()
         assert client.answer is not None
         self.assertIs(client.answer.outcome, Outcome.NOT_REFUSED)
 
