@@ -33,8 +33,15 @@ class Plan:
     @property
     def samples(self) -> int:
         """How many samples will be taken, those of the warm-up rounds included."""
-        rounds = self.rounds + 1
-        return len(self.tls_versions) * len(self.measures) * len(self.servers) * rounds
+        rounds = sum(len(self.numbers(measure)) for measure in self.measures)
+        return len(self.tls_versions) * len(self.servers) * rounds
+
+    def numbers(self, measure: Measure) -> range:
+        """The rounds of a measure, of which 0 is the warm-up; a fresh server has none.
+
+        :param measure: which
+        """
+        return range(1 if measure.memory else 0, self.rounds + 1)
 
 
 @attrs.frozen
@@ -61,8 +68,17 @@ class Series:
     @property
     def busy(self) -> float | None:
         """How busy the server's core was, None where CPU time is not what is measured."""
-        shares = [sample.busy for sample in self.samples if sample.busy is not None]
-        return statistics.median(shares) if shares else None
+        return _middle([sample.busy for sample in self.samples])
+
+    @property
+    def load_busy(self) -> float | None:
+        """How busy the load generator and the upstream were."""
+        return _middle([sample.load_busy for sample in self.samples])
+
+
+def _middle(shares: Sequence[float | None]) -> float | None:
+    known = [share for share in shares if share is not None]
+    return statistics.median(known) if known else None
 
 
 @attrs.frozen
@@ -111,7 +127,7 @@ class _Rounds:
 
     def run(self) -> Outcome:
         with contextlib.ExitStack() as doors:
-            for number in range(self._plan.rounds + 1):
+            for number in self._plan.numbers(self._measure):
                 for server in self._plan.servers:
                     if server.name not in self._failures:
                         self._one(server, number, doors)

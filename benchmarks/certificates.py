@@ -84,6 +84,29 @@ def make_credentials(directory: Path) -> Credentials:
     )
 
 
+def add_authorities(credentials: Credentials, count: int) -> Path:
+    """Make a bundle in which the run's CA stands behind many that nobody uses.
+
+    :param credentials: whose CA
+    :param count: how many there are to be in all
+    :return: the bundle
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    bundle = credentials.cas.with_name("many-cas.pem")
+    with bundle.open("wb") as file:
+        for number in range(1, count):
+            name = _name(f"Idle CA {number}")
+            certificate = (
+                _builder(name, name, key)
+                .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+                .add_extension(_key_usage(certificate_sign=True), critical=True)
+                .sign(key, hashes.SHA256())
+            )
+            file.write(certificate.public_bytes(serialization.Encoding.PEM))
+        file.write(credentials.cas.read_bytes())
+    return bundle
+
+
 def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 

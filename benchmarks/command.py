@@ -14,14 +14,22 @@ from typing import NoReturn
 
 import attrs
 
+from benchmarks.beside import Plan as BesidePlan
+from benchmarks.beside import run as run_beside
 from benchmarks.campaign import Outcome, Plan, run
 from benchmarks.chart import bar_chart
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import TLS_VERSIONS
 from benchmarks.measures import MEASURES
 from benchmarks.processes import Cores, raise_descriptor_limit
-from benchmarks.report import check_markers, found_lines, markdown, write_between_markers
-from benchmarks.servers import FINDERS, Absent, Server
+from benchmarks.report import (
+    beside_markdown,
+    check_markers,
+    found_lines,
+    markdown,
+    write_between_markers,
+)
+from benchmarks.servers import FINDERS, OURS, Absent, Server
 
 ROUNDS = 5
 QUICK_ROUNDS = 2
@@ -68,18 +76,22 @@ def _run(options: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     plan = Plan(
         servers=found,
         measures=[measure for measure in MEASURES if measure.name in options.only],
-        tls_versions=options.tls,
+        tls_versions=options.tls or (["1.3"] if options.quick else ["1.3", "1.2"]),
         rounds=options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS),
         quick=options.quick,
         cores=cores,
         logs=logs.resolve(),
     )
     _check_descriptors(plan)
-    display = _Progress(plan.samples)
+    company = _company(options, plan)
+    display = _Progress(plan.samples + (company.samples if company else 0))
     outcomes = list(run(plan, display.tell))
+    beside = beside_markdown(run_beside(company, display.tell)) if company else ""
     display.clear()
     plots = _draw(options.plots, outcomes, seen_from=options.write)
     report = markdown(plan, absent, outcomes, plots)
+    if beside:
+        report += f"\n{beside}"
     print(report, end="")
     if options.write is not None:
         write_between_markers(options.write, report)
@@ -97,6 +109,26 @@ def _find(names: Collection[str]) -> tuple[list[Server], list[Absent]]:
             else:
                 absent.append(server)
     return found, absent
+
+
+def _company(options: argparse.Namespace, plan: Plan) -> BesidePlan | None:
+    """What is to be measured of mtlstunnel in company; nothing in a quick run.
+
+    :param options: those of the command line
+    :param plan: what else is measured
+    """
+    ours = [server for server in plan.servers if server.name == OURS]
+    measures = [measure for measure in plan.measures if not measure.memory]
+    if options.quick or not ours or not measures:
+        return None
+    return BesidePlan(
+        server=ours[0],
+        measures=measures,
+        rounds=plan.rounds,
+        cores=plan.cores,
+        logs=plan.logs,
+        descriptors=raise_descriptor_limit(),
+    )
 
 
 def _check_descriptors(plan: Plan) -> None:
@@ -203,9 +235,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--tls",
         type=_some_of(TLS_VERSIONS),
-        default=["1.3"],
         metavar="VERSIONS",
-        help="1.3 (default), 1.2, or both: 1.3,1.2",
+        help="1.3, 1.2, or both: 1.3,1.2 (default; 1.3 with --quick)",
     )
     parser.add_argument(
         "--rounds",

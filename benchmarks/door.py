@@ -16,7 +16,7 @@ import attrs
 from benchmarks.certificates import Credentials
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import client_context, connect
-from benchmarks.processes import Cores, Running, start_helper, start_server
+from benchmarks.processes import Conversation, Cores, Running, start_helper, start_server
 from benchmarks.servers import CHECKOUT, OURS, Place, Server
 from benchmarks.upstream import Mode
 
@@ -33,6 +33,7 @@ class Door:
 
     server: Server
     running: Running
+    upstream: Conversation
     port: int
     cipher: str
 
@@ -77,7 +78,7 @@ def open_door(
             # Hitch's worker goes to core 0 by itself, which is the load's.
             running.pin(cores.server)
             _check_comparable(server, place, tls)
-            yield Door(server, running, place.port, cipher)
+            yield Door(server, running, upstream, place.port, cipher)
         finally:
             running.stop()
     finally:

@@ -67,10 +67,15 @@ class Measure:
 
 @attrs.frozen
 class Sample:
-    """One figure, and how busy the server's core was with it, where CPU time is the figure."""
+    """One figure, and how busy the cores were with it, where CPU time is the figure.
+
+    ``busy`` is the server's CPU time by wall time, ``load_busy`` that of the load generator and the
+    upstream together.
+    """
 
     value: float
     busy: float | None
+    load_busy: float | None = None
 
 
 BEST = "best"
@@ -81,7 +86,7 @@ MEASURES = (
         unit="CPU s/GiB",
         decimals=3,
         count=GIB,
-        quick_count=128 * MIB,
+        quick_count=256 * MIB,
         scale=GIB,
         targets=(Target(0.8, "nginx", "issue 2"), Target(0.65, BEST, "issue 4")),
     ),
@@ -91,7 +96,7 @@ MEASURES = (
         unit="CPU s/GiB",
         decimals=3,
         count=GIB,
-        quick_count=128 * MIB,
+        quick_count=256 * MIB,
         scale=GIB,
         targets=(Target(1.0, "nginx", "issue 2"), Target(0.9, BEST, "issue 4")),
     ),
@@ -101,7 +106,7 @@ MEASURES = (
         unit="CPU us",
         decimals=0,
         count=2000,
-        quick_count=300,
+        quick_count=400,
         scale=1e6,
         targets=(Target(0.8, BEST, "issue 4"),),
     ),
@@ -121,7 +126,7 @@ MEASURES = (
         unit="KiB",
         decimals=1,
         count=1000,
-        quick_count=500,
+        quick_count=300,
         scale=1 / 1024,
         targets=(Target(1.0, "haproxy", "issue 4"),),
         memory=True,
@@ -155,10 +160,12 @@ def take_sample(
         load.hear()
         time.sleep(SETTLE_SECONDS)
         usage, resident = door.running.usage(), door.running.resident_bytes()
+        of_load = load.cpu_seconds() + door.upstream.cpu_seconds()
         began = time.monotonic()
         load.tell("go")
         load.hear()
         wall = time.monotonic() - began
+        of_load = load.cpu_seconds() + door.upstream.cpu_seconds() - of_load
         time.sleep(SETTLE_SECONDS)
         door.running.check()
         if measure.memory:
@@ -166,9 +173,10 @@ def take_sample(
         else:
             spent = door.running.usage().since(usage)
             busy = spent / wall
+        load_busy = None if measure.memory else of_load / wall
         load.tell("close")
         load.hear()
-        return Sample(spent * measure.scale / count, busy)
+        return Sample(spent * measure.scale / count, busy, load_busy)
     except BenchmarkError as error:
         if time.monotonic() >= deadline:
             raise BenchmarkError(

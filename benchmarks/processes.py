@@ -89,6 +89,10 @@ class Running:
         """Resident memory of the server's processes together."""
         return sum(_resident_bytes(pid) for pid in self._pids())
 
+    def descriptors(self) -> int:
+        """How many descriptors the server's first process has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
     def check(self) -> None:
         """Raise if the server has ended."""
         status = self.process.poll()
@@ -187,6 +191,10 @@ class Conversation:
             self.process.stdin.flush()
         except BrokenPipeError:
             pass  # it has ended: the next hear() says so, with its last words
+
+    def cpu_seconds(self) -> float:
+        """CPU time so far."""
+        return _cpu_seconds(self.process.pid)
 
     def end(self) -> None:
         """Let the helper close what it has open, for which the end of its input is the sign."""

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from benchmarks.beside import AT_MOST, TLS, Beside
 from benchmarks.campaign import Outcome, Plan
 from benchmarks.errors import BenchmarkError
 from benchmarks.measures import BEST, GIB, MIB, Target
@@ -56,6 +57,31 @@ def markdown(
     return "\n\n".join(blocks) + "\n"
 
 
+def beside_markdown(beside: Beside) -> str:
+    """What company costs.
+
+    :param beside: what came of it
+    """
+    rows = []
+    for measure in beside.measures:
+        own = beside.series[beside.situations[0], measure.name].median
+        for situation in beside.situations:
+            series = beside.series[situation, measure.name]
+            ratio = series.median / own
+            rows.append(
+                [
+                    f"{measure.name}, {measure.unit}",
+                    situation,
+                    measure.shown(series.median),
+                    f"{measure.shown(series.least)}..{measure.shown(series.most)}",
+                    f"{ratio:.2f}",
+                    "met" if ratio <= AT_MOST else "**missed**",
+                ]
+            )
+    header = ["measure", OURS, "median", "min..max", "to alone", f"at most {AT_MOST:.2f} (issue 4)"]
+    return f"### {OURS} in company (TLS {TLS})\n\n{_table(header, rows)}\n"
+
+
 def check_markers(path: Path) -> None:
     """Raise unless the report can be written into a file.
 
@@ -102,9 +128,10 @@ def _conditions(plan: Plan, outcomes: Sequence[Outcome]) -> str:
         f"upstream to core {load}. {plan.rounds} alternating rounds after a warm-up; per sample: "
         f"{', '.join(amounts.values())}. Figures are server CPU time per unit (all processes and "
         "threads, read from their CPU clocks in nanoseconds) or growth of resident memory: lower "
-        "is better. *Core busy* is server CPU time by wall time: near 100% the server was the "
-        "limit; where it is lower it waited for the load (a single round trip always does), or for "
-        "other programs on its core."
+        "is better. *Server busy* and *load busy* are CPU time by wall time, of the server and of "
+        "the load generator with the upstream: near 100% the server was the limit; where it is "
+        "lower it waited for the load (a single round trip always does), or for other programs on "
+        "its core."
     )
 
 
@@ -132,10 +159,15 @@ def _figures(outcomes: Iterable[Outcome]) -> str:
                     name,
                     measure.shown(series.median),
                     f"{measure.shown(series.least)}..{measure.shown(series.most)}",
-                    "" if series.busy is None else f"{series.busy:.0%}",
+                    _share(series.busy),
+                    _share(series.load_busy),
                 ]
             )
-    return _table(["measure", "server", "median", "min..max", "core busy"], rows)
+    return _table(["measure", "server", "median", "min..max", "server busy", "load busy"], rows)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
 
 
 def _ratios(plan: Plan, outcomes: Iterable[Outcome]) -> str:
