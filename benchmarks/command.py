@@ -29,7 +29,7 @@ from benchmarks.report import (
     markdown,
     write_between_markers,
 )
-from benchmarks.servers import FINDERS, OURS, Absent, Server
+from benchmarks.servers import BARE, FINDERS, OURS, Absent, Server
 
 ROUNDS = 5
 QUICK_ROUNDS = 2
@@ -228,9 +228,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--servers",
         type=_some_of(FINDERS),
-        default=list(FINDERS),
+        default=[name for name in FINDERS if name != BARE],
         metavar="SERVERS",
-        help=f"some of {','.join(FINDERS)}",
+        help=f"some of {','.join(FINDERS)} (all but {BARE}, which is the floor for Python)",
     )
     parser.add_argument(
         "--tls",

@@ -12,7 +12,7 @@ from benchmarks.beside import AT_MOST, TLS, Beside
 from benchmarks.campaign import Outcome, Plan
 from benchmarks.errors import BenchmarkError
 from benchmarks.measures import BEST, GIB, MIB, Target
-from benchmarks.servers import OURS, Absent, Server
+from benchmarks.servers import BARE, OURS, Absent, Server
 
 BEGIN = "<!-- bench:begin -->"
 END = "<!-- bench:end -->"
@@ -214,6 +214,8 @@ def _ratio(outcome: Outcome, against: str) -> float | None:
     """
     medians = {name: series.median for name, series in outcome.series.items()}
     ours = medians.pop(OURS, None)
+    if against == BEST:
+        medians.pop(BARE, None)
     theirs = min(medians.values(), default=None) if against == BEST else medians.get(against)
     return ours / theirs if ours is not None and theirs else None
 

@@ -20,6 +20,7 @@ import attrs
 from benchmarks.certificates import Credentials
 
 OURS = "mtlstunnel"
+BARE = "bare"
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
@@ -273,12 +274,33 @@ NumTickets = 0
     return Server("hitch", _described(_output([program, "--version"]), r"hitch (\d\S*)"), command)
 
 
+def find_bare() -> Server | Absent:
+    """The floor for what is written in Python; no peer."""
+
+    def command(place: Place) -> list[str]:
+        files = place.credentials
+        ports = (str(place.port), str(place.upstream_port))
+        pem = (str(files.cas), str(files.server_cert), str(files.server_key))
+        return [
+            "env",
+            f"PYTHONPATH={CHECKOUT}",
+            sys.executable,
+            "-m",
+            "benchmarks.bare",
+            *ports,
+            *pem,
+        ]
+
+    return Server(BARE, "epoll and OpenSSL by Python, and nothing else", command)
+
+
 FINDERS: dict[str, Callable[[], Server | Absent]] = {
     OURS: find_mtlstunnel,
     "nginx": find_nginx,
     "haproxy": find_haproxy,
     "stunnel": find_stunnel,
     "hitch": find_hitch,
+    BARE: find_bare,
 }
 
 

@@ -142,9 +142,11 @@ class Poller:
         self._descriptor = descriptor
         self._watched: dict[int, Watched] = {}
         self._epoll: select.epoll | None = None
+        self._users = 0
 
     def start(self) -> None:
-        """Take the place of the reactor's ``doIteration``, where that has not been done."""
+        """Take the place of the reactor's ``doIteration``; once for all who use it."""
+        self._users += 1
         if self._epoll is None:
             self._epoll = select.epoll()
             self._epoll.register(self._descriptor, READ)
@@ -152,8 +154,12 @@ class Poller:
             self._reactor.doIteration = self._iterate
 
     def stop(self) -> None:
-        """Give the loop back to the reactor.  What is still watched is heard of no more."""
-        if self._epoll is not None:
+        """
+        The end of a :meth:`start`; with the last, the reactor has its loop back, and what is still
+        watched is heard of no more.
+        """
+        self._users -= 1
+        if self._users == 0 and self._epoll is not None:
             self._reactor.doIteration = self._do_iteration
             self._epoll.close()
             self._epoll = None
@@ -243,10 +249,19 @@ def watcher_of(reactor: Any) -> Watcher | None:
     return ReactorWatcher(reactor) if IReactorFDSet.providedBy(reactor) else None
 
 
+_POLLERS: dict[Any, Poller] = {}
+"""The one that each reactor has: two in front of it would not hear of each other's sockets."""
+
+
 def poller_of(reactor: Any) -> Poller | None:
     """
-    A poller to be started in front of a reactor, by whom the process belongs to; None where the
+    The poller to be started in front of a reactor, by whom the process belongs to; None where the
     reactor does not use epoll(7).
     """
     descriptor = bindings.reactor_descriptor(reactor)
-    return None if descriptor is None else Poller(reactor, descriptor)
+    if descriptor is None:
+        return None
+    poller = _POLLERS.get(reactor)
+    if poller is None:
+        poller = _POLLERS[reactor] = Poller(reactor, descriptor)
+    return poller

@@ -88,13 +88,10 @@ class PumpSide:
 
     def received(self, data: memoryview) -> None:
         """See :class:`~mtlstunnel.relay.lane.LaneOwner`."""
-        machine = self._machine
         while len(data) > BATCH:
-            self._carry(machine, data[:BATCH])
+            self.received(data[:BATCH])
             data = data[BATCH:]
-        self._carry(machine, data)
-
-    def _carry(self, machine: RecordMachine | None, data: memoryview) -> None:
+        machine = self._machine
         if self._finished:
             return
         if machine is not None:

@@ -96,6 +96,7 @@ class TunnelService(Service):
         self._started: datetime.datetime | None = None
         self._share = share
         self._poller = poller
+        self._is_polling = False
         self._generation = load_generation(settings, 1) if share is None else share.generation
         self._timers = TimerWheel(reactor)
         self._crowd = Crowd(
@@ -266,6 +267,7 @@ class TunnelService(Service):
         failures: list[Failure] = []
         if self._poller is not None:
             self._poller.start()
+            self._is_polling = True
         for place, endpoint in self._endpoints:
             door = DoorFactory(
                 self._generation.context,
@@ -289,7 +291,14 @@ class TunnelService(Service):
         if failures:
             self._close_ports()
             self._close_admin_ports()
+            self._doors = []
+            self._stop_polling()
             failures[0].raiseException()
+
+    def _stop_polling(self) -> None:
+        if self._poller is not None and self._is_polling:
+            self._is_polling = False
+            self._poller.stop()
 
     def _opened(self, port: IListeningPort, door: DoorFactory) -> None:
         door.listener = describe_address(port.getHost())
@@ -372,8 +381,7 @@ class TunnelService(Service):
         self._tunnels.stop()
         self._doors = []
         self._drain = None
-        if self._poller is not None:
-            self._poller.stop()
+        self._stop_polling()
         return DeferredList(self._close_admin_ports())
 
 

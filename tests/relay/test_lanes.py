@@ -21,7 +21,7 @@ from mtlstunnel.relay import socket_lane, transport_lane
 from mtlstunnel.relay.lane import Lane
 from mtlstunnel.relay.lanes import make_lane
 from mtlstunnel.relay.poller import ReactorWatcher, watcher_of
-from mtlstunnel.relay.socket_lane import SocketLane
+from mtlstunnel.relay.socket_lane import FIRST_READ, SocketLane
 from mtlstunnel.relay.socket_transport import accept_for
 from mtlstunnel.relay.transport_lane import TransportLane
 from mtlstunnel.tls.records import BATCH
@@ -659,6 +659,38 @@ class PolledLaneOverTCP(LaneBehaviour, TestCase):
     """A socket lane for which a poller waits, on a transport of ours."""
 
     polled = True
+
+    @inlineCallbacks
+    def test_reads_grow_as_long_as_the_other_side_takes_it_and_shrink_when_not(self) -> Steps:
+        owner, lane, peer = yield self.connect()
+        sizes: list[int] = []
+        takes = True
+
+        def received(data: memoryview) -> None:
+            sizes.append(len(data))
+            if not takes:
+                lane.pause()
+
+        owner.received = received
+        lane.start()
+        left = len(PATTERN)
+
+        def sent() -> bool:
+            nonlocal left
+            left -= peer.push(memoryview(PATTERN)[len(PATTERN) - left :]) if left else 0
+            return not left and sum(sizes) == len(PATTERN)
+
+        yield until(sent)
+        self.assertLessEqual(sizes[0], FIRST_READ)
+        self.assertEqual(max(lane._most, max(sizes)), lane._most)
+        self.assertGreater(lane._most, FIRST_READ)
+        takes = False
+        for _ in range(10):
+            before = len(sizes)
+            peer.push(b"x")
+            lane.resume()
+            yield until(lambda before=before: len(sizes) > before)
+        self.assertEqual(lane._most, FIRST_READ)
 
     @inlineCallbacks
     def test_what_the_transport_had_not_sent_goes_first(self) -> Steps:

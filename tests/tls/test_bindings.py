@@ -8,6 +8,7 @@ and on Twisted 26.10 with pyOpenSSL 26.4, cryptography 50.0 (OpenSSL 4.0) and Py
 from __future__ import annotations
 
 import gc
+import os
 from typing import Any
 
 from OpenSSL import SSL
@@ -56,6 +57,23 @@ class Names(SynchronousTestCase):
         self.patch(bindings, "HAS_VERIFY", False)
         with self.assertRaisesRegex(MtlstunnelError, "install pyOpenSSL"):
             door_context()
+
+    def test_a_context_that_cannot_change_connections_asks_for_no_stateless_tickets(self) -> None:
+        self.patch(bindings, "_lib", object())
+        plain = SSL.Context(SSL.TLS_SERVER_METHOD)
+        bindings.offer_no_ticket(plain)
+        self.assertTrue(plain.set_options(0) & SSL.OP_NO_TICKET)
+
+    def test_the_reactor_that_uses_epoll_is_known_by_its_descriptor(self) -> None:
+        from twisted.internet.epollreactor import EPollReactor
+        from twisted.internet.pollreactor import PollReactor
+
+        self.assertIsNone(bindings.reactor_descriptor(PollReactor()))
+        self.assertIsNone(bindings.reactor_descriptor(Clock()))
+        one = EPollReactor()
+        descriptor = bindings.reactor_descriptor(one)
+        assert descriptor is not None
+        self.assertEqual(os.readlink(f"/proc/self/fd/{descriptor}"), "anon_inode:[eventpoll]")
 
     def test_the_numbers_are_those_of_openssl(self) -> None:
         self.assertEqual(bindings.ERROR_WANT_READ, bindings._lib.SSL_ERROR_WANT_READ)

@@ -15,6 +15,7 @@ from mtlstunnel.tls import bindings
 from mtlstunnel.tls.handshake import Handshake
 from mtlstunnel.tls.records import (
     BATCH,
+    SLICE,
     Buffers,
     FastMachine,
     Inbound,
@@ -33,7 +34,7 @@ from tests.tls.memory import (
 
 NOTHING = memoryview(b"")
 PATTERN = random.Random(7).randbytes(BATCH + 40000)
-SIZES = (0, 1, 16383, 16384, 16385, 65536, BATCH - 1, BATCH)
+SIZES = (0, 1, 16383, 16384, 16385, 65536, SLICE - 1, SLICE, SLICE + 1, 3 * SLICE, BATCH - 1, BATCH)
 
 
 def digest(data: bytes) -> str:
@@ -291,6 +292,20 @@ class Memory(SynchronousTestCase):
             machine.decrypt(memoryview(piece))
         self.assertTrue(machine.grown)
 
+    def test_a_whole_batch_takes_no_more_of_a_session_than_a_slice(self) -> None:
+        server, client = established()
+        machine = FastMachine(server, Buffers())
+        took: list[int] = []
+        write, read = bindings.ssl_write, bindings.bio_write
+        self.patch(bindings, "ssl_write", lambda *a: took.append(a[2]) or write(*a))
+        self.patch(bindings, "bio_write", lambda *a: took.append(a[2]) or read(*a))
+        client.step(bytes(machine.encrypt(memoryview(PATTERN[:BATCH]))))
+        self.assertEqual(digest(client.received), digest(PATTERN[:BATCH]))
+        for piece in pieces(client.write(PATTERN[:BATCH]), BATCH):
+            machine.decrypt(memoryview(piece))
+        self.assertEqual(max(took), SLICE)
+        self.assertGreater(sum(took), 2 * BATCH - 1)
+
     def test_one_write_makes_records_of_full_size(self) -> None:
         server, _ = established()
         wire = bytes(FastMachine(server, Buffers()).encrypt(memoryview(PATTERN[:BATCH])))
@@ -327,6 +342,65 @@ class Renegotiation(SynchronousTestCase):
             self.assertIs(machine.inbound, Inbound.OPEN)
             self.assertTrue(bytes(machine.own_output()))
             self.assertTrue(bytes(machine.encrypt(memoryview(b"down"))))
+
+
+class Flood(SynchronousTestCase):
+    """A client that keeps the server busy with records in which nothing is."""
+
+    def machine(self) -> FastMachine:
+        """One that gets no payload out of whatever comes, as out of KeyUpdate messages."""
+        machine = FastMachine(established()[0], Buffers())
+        self.patch(bindings, "ssl_read", lambda *_: -1)
+        self.patch(bindings, "ssl_error", lambda *_: bindings.ERROR_WANT_READ)
+        return machine
+
+    def test_a_slice_of_nothing_in_one_piece_ends_it(self) -> None:
+        machine = self.machine()
+        self.assertEqual(bytes(machine.decrypt(memoryview(bytes(2 * SLICE)))), b"")
+        self.assertIs(machine.inbound, Inbound.BROKEN)
+        self.assertEqual(machine.fault, "records without a payload")
+
+    def test_less_is_let_pass(self) -> None:
+        machine = self.machine()
+        machine.decrypt(memoryview(bytes(SLICE)))
+        machine.decrypt(memoryview(bytes(SLICE - 1)))
+        self.assertIs(machine.inbound, Inbound.OPEN)
+
+    def test_payload_before_it_is_delivered(self) -> None:
+        server, client = established()
+        machine = FastMachine(server, Buffers())
+        read, left = bindings.ssl_read, [12]
+
+        def some(*arguments: Any) -> Any:
+            left[0] -= 1
+            return read(*arguments) if left[0] > 0 else -1
+
+        self.patch(bindings, "ssl_read", some)
+        self.patch(bindings, "ssl_error", lambda *_: bindings.ERROR_WANT_READ)
+        plain = bytes(machine.decrypt(memoryview(client.write(PATTERN)[:BATCH])))
+        self.assertGreater(len(plain), 16384)
+        self.assertEqual(digest(plain), digest(PATTERN[: len(plain)]))
+        self.assertIs(machine.inbound, Inbound.BROKEN)
+
+
+class Answers(SynchronousTestCase):
+    """What a session has to say of its own is asked for when it may have something to say."""
+
+    def test_a_lone_record_of_payload_needs_no_question(self) -> None:
+        for version in (TLS_1_2, TLS_1_3):
+            server, client = established(version)
+            machine = FastMachine(server, Buffers())
+            self.assertEqual(bytes(machine.decrypt(memoryview(client.write(b"1")))), b"1")
+            self.assertFalse(machine.may_answer)
+            two = client.write(b"2") + client.write(b"3")
+            self.assertEqual(bytes(machine.decrypt(memoryview(two))), b"23")
+            self.assertTrue(machine.may_answer)
+            # In two pieces, of which neither is a record.
+            whole = client.write(b"4")
+            self.assertEqual(bytes(machine.decrypt(memoryview(whole[:7]))), b"")
+            self.assertEqual(bytes(machine.decrypt(memoryview(whole[7:]))), b"4")
+            self.assertEqual(bytes(machine.decrypt(memoryview(client.close_notify()))), b"")
+            self.assertIs(machine.inbound, Inbound.ENDED)
 
 
 class ForeignContext(SynchronousTestCase):

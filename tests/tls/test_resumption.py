@@ -18,7 +18,7 @@ from mtlstunnel.trust.policy import Policy
 from mtlstunnel.trust.reasons import Reason
 from mtlstunnel.trust.rules import access_rules
 from mtlstunnel.trust.strategy import Unverified
-from mtlstunnel.trust.verdict import Accepted
+from mtlstunnel.trust.verdict import Accepted, Refused
 from tests import pki
 from tests.tls.memory import (
     READ_ALERT,
@@ -119,6 +119,24 @@ class Resumption(SynchronousTestCase):
             handshake, client = ticket.visit(context)
             self.assertIs(handshake.progress, Progress.ACCEPTED)
             self.assertFalse(was_resumed(handshake, client))
+
+    def test_no_ticket_is_sent_where_none_could_be_used(self) -> None:
+        for version in VERSIONS.values():
+            client, handshake = MemoryClient(pki.client(), version), Handshake(door_context())
+            last = handshake.receive(client.step(handshake.receive(client.step())))
+            self.assertIs(handshake.progress, Progress.ACCEPTED)
+            # TLS 1.3: nothing at all.  TLS 1.2: ChangeCipherSpec, before which it would have come.
+            self.assertEqual(last[:1], b"" if version == TLS_1_3 else b"\x14")
+
+    def test_a_ticket_that_went_out_all_the_same_lets_in_nobody(self) -> None:
+        self.patch(bindings, "offer_no_ticket", lambda context: context.set_session_id(b"door"))
+        for version in VERSIONS.values():
+            context = door_context()
+            handshake, _ = Ticket(context, pki.client(), version).visit(context)
+            self.assertIs(handshake.progress, Progress.REFUSED)
+            verdict = handshake.verdict
+            assert isinstance(verdict, Refused)
+            self.assertEqual(verdict.detail, "the handshake ended without a verdict")
 
     def test_bytes_flow_after_a_resumption(self) -> None:
         for version in VERSIONS.values():
