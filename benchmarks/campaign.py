@@ -17,6 +17,9 @@ from benchmarks.measures import Measure, Sample, take_sample
 from benchmarks.processes import Cores
 from benchmarks.servers import Server
 
+# A warm-up is for what a server does once: pages, buffers, code seen for the first time.
+WARM_UP_DIVISOR = 4
+
 
 @attrs.frozen
 class Plan:
@@ -33,15 +36,35 @@ class Plan:
     @property
     def samples(self) -> int:
         """How many samples will be taken, those of the warm-up rounds included."""
-        rounds = sum(len(self.numbers(measure)) for measure in self.measures)
+        rounds = sum(len(numbers(measure, self.rounds)) for measure in self.measures)
         return len(self.tls_versions) * len(self.servers) * rounds
 
-    def numbers(self, measure: Measure) -> range:
-        """The rounds of a measure, of which 0 is the warm-up; a fresh server has none.
 
-        :param measure: which
-        """
-        return range(1 if measure.memory else 0, self.rounds + 1)
+def numbers(measure: Measure, rounds: int) -> range:
+    """The rounds of a measure, of which 0 is the warm-up; servers that are always fresh have none.
+
+    :param measure: which
+    :param rounds: how many are to count
+    """
+    return range(1 if measure.memory else 0, rounds + 1)
+
+
+def work(count: int, number: int) -> int:
+    """How much is done in a round: all, or a part of it in the warm-up.
+
+    :param count: the work of one sample
+    :param number: the round
+    """
+    return count if number else count // WARM_UP_DIVISOR
+
+
+def stage(number: int, rounds: int) -> str:
+    """What a round is called where progress is shown.
+
+    :param number: the round
+    :param rounds: how many count
+    """
+    return f"round {number} of {rounds}" if number else "warm-up"
 
 
 @attrs.frozen
@@ -74,6 +97,11 @@ class Series:
     def load_busy(self) -> float | None:
         """How busy the load generator and the upstream were."""
         return _middle([sample.load_busy for sample in self.samples])
+
+    @property
+    def waited(self) -> int:
+        """In how many samples the server's core was not busy all the time."""
+        return sum(sample.waited for sample in self.samples)
 
 
 def _middle(shares: Sequence[float | None]) -> float | None:
@@ -127,7 +155,7 @@ class _Rounds:
 
     def run(self) -> Outcome:
         with contextlib.ExitStack() as doors:
-            for number in self._plan.numbers(self._measure):
+            for number in numbers(self._measure, self._plan.rounds):
                 for server in self._plan.servers:
                     if server.name not in self._failures:
                         self._one(server, number, doors)
@@ -154,11 +182,11 @@ class _Rounds:
         try:
             if self._measure.memory:
                 with self._door(server) as door:
-                    sample = self._sample(door)
+                    sample = self._sample(door, number)
             else:
                 if server.name not in self._open:
                     self._open[server.name] = doors.enter_context(self._door(server))
-                sample = self._sample(self._open[server.name])
+                sample = self._sample(self._open[server.name], number)
         except BenchmarkError as error:
             self._failures[server.name] = str(error)
             self._samples.pop(server.name, None)
@@ -166,9 +194,9 @@ class _Rounds:
             return
         if number:
             self._samples.setdefault(server.name, []).append(sample)
-        stage = f"round {number} of {self._plan.rounds}" if number else "warm-up"
         self._progress(
-            f"TLS {self._tls} {self._measure.name} {server.name}, {stage}: "
+            f"TLS {self._tls} {self._measure.name} {server.name}, "
+            f"{stage(number, self._plan.rounds)}: "
             f"{self._measure.shown(sample.value)} {self._measure.unit}"
         )
 
@@ -182,12 +210,12 @@ class _Rounds:
             logs=self._plan.logs,
         )
 
-    def _sample(self, door: Door) -> Sample:
+    def _sample(self, door: Door, number: int) -> Sample:
         self._ciphers.add(door.cipher)
         return take_sample(
             door,
             self._measure,
-            count=self._count,
+            count=work(self._count, number),
             tls=self._tls,
             client_pem=self._credentials.client_pem,
             cores=self._plan.cores,

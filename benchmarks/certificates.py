@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 LIFETIME = datetime.timedelta(days=2)
+PROGRESS_EVERY = 2500
 
 
 @attrs.frozen
@@ -84,11 +86,14 @@ def make_credentials(directory: Path) -> Credentials:
     )
 
 
-def add_authorities(credentials: Credentials, count: int) -> Path:
+def add_authorities(credentials: Credentials, count: int, progress: Callable[[int], None]) -> Path:
     """Make a bundle in which the run's CA stands behind many that nobody uses.
+
+    They share one key: to make keys would take longer than all else.
 
     :param credentials: whose CA
     :param count: how many there are to be in all
+    :param progress: is told, now and then, how many there are
     :return: the bundle
     """
     key = ec.generate_private_key(ec.SECP256R1())
@@ -103,6 +108,8 @@ def add_authorities(credentials: Credentials, count: int) -> Path:
                 .sign(key, hashes.SHA256())
             )
             file.write(certificate.public_bytes(serialization.Encoding.PEM))
+            if number % PROGRESS_EVERY == 0:
+                progress(number)
         file.write(credentials.cas.read_bytes())
     return bundle
 

@@ -14,25 +14,20 @@ from typing import NoReturn
 
 import attrs
 
-from benchmarks.beside import Plan as BesidePlan
-from benchmarks.beside import run as run_beside
+from benchmarks import beside
 from benchmarks.campaign import Outcome, Plan, run
 from benchmarks.chart import bar_chart
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import TLS_VERSIONS
 from benchmarks.measures import MEASURES
 from benchmarks.processes import Cores, raise_descriptor_limit
-from benchmarks.report import (
-    beside_markdown,
-    check_markers,
-    found_lines,
-    markdown,
-    write_between_markers,
-)
+from benchmarks.report import check_markers, found_lines, markdown, write_between_markers
 from benchmarks.servers import BARE, FINDERS, OURS, Absent, Server
 
 ROUNDS = 5
 QUICK_ROUNDS = 2
+# Of mtlstunnel against itself, where a tenth matters.
+BESIDE_ROUNDS = 9
 # One idle connection takes two descriptors in the server, one in the load, one in the upstream.
 SPARE_DESCRIPTORS = 200
 
@@ -83,19 +78,18 @@ def _run(options: argparse.Namespace, stack: contextlib.ExitStack) -> int:
         logs=logs.resolve(),
     )
     _check_descriptors(plan)
-    company = _company(options, plan)
+    company = _company(plan, options.rounds or BESIDE_ROUNDS)
     display = _Progress(plan.samples + (company.samples if company else 0))
     outcomes = list(run(plan, display.tell))
-    beside = beside_markdown(run_beside(company, display.tell)) if company else ""
+    came = beside.run(company, display.tell, display.note) if company else None
     display.clear()
     plots = _draw(options.plots, outcomes, seen_from=options.write)
-    report = markdown(plan, absent, outcomes, plots)
-    if beside:
-        report += f"\n{beside}"
+    report = markdown(plan, absent, outcomes, came, plots)
     print(report, end="")
     if options.write is not None:
         write_between_markers(options.write, report)
-    return 1 if any(outcome.failures for outcome in outcomes) else 0
+    failed = any(one.failures for one in (*outcomes, came) if one is not None)
+    return 1 if failed else 0
 
 
 def _find(names: Collection[str]) -> tuple[list[Server], list[Absent]]:
@@ -111,24 +105,29 @@ def _find(names: Collection[str]) -> tuple[list[Server], list[Absent]]:
     return found, absent
 
 
-def _company(options: argparse.Namespace, plan: Plan) -> BesidePlan | None:
-    """What is to be measured of mtlstunnel in company; nothing in a quick run.
+def _company(plan: Plan, rounds: int) -> beside.Plan | None:
+    """What is to be measured of mtlstunnel against itself; nothing in a quick run.
 
-    :param options: those of the command line
     :param plan: what else is measured
+    :param rounds: how many count
     """
     ours = [server for server in plan.servers if server.name == OURS]
     measures = [measure for measure in plan.measures if not measure.memory]
-    if options.quick or not ours or not measures:
+    if not ours or not measures or beside.TLS not in plan.tls_versions:
         return None
-    return BesidePlan(
-        server=ours[0],
-        measures=measures,
-        rounds=plan.rounds,
-        cores=plan.cores,
-        logs=plan.logs,
-        descriptors=raise_descriptor_limit(),
-    )
+    if plan.quick:
+        print(
+            f"{OURS} with {beside.AUTHORITIES:,} CAs or beside {beside.IDLE:,} idle connections: "
+            "left out, make bench measures it",
+            end="\n\n",
+            flush=True,
+        )
+        return None
+    idle = beside.idle_within(raise_descriptor_limit())
+    few = beside.too_few(idle)
+    if few is not None:
+        print(f"benchmarks: {few}", file=sys.stderr, flush=True)
+    return beside.Plan(ours[0], measures, rounds, idle, plan.cores, plan.logs)
 
 
 def _check_descriptors(plan: Plan) -> None:
@@ -147,13 +146,13 @@ def _check_descriptors(plan: Plan) -> None:
 
 def _draw(
     directory: Path | None, outcomes: Sequence[Outcome], *, seen_from: Path | None
-) -> dict[str, str]:
+) -> dict[tuple[str, str], str]:
     """Write one chart per outcome.
 
     :param directory: where to, None for no charts
     :param outcomes: the figures
     :param seen_from: the Markdown file that will show them
-    :return: their titles, and where they are, seen from that file
+    :return: where they are, seen from that file, by TLS version and measure
     """
     if directory is None:
         return {}
@@ -162,8 +161,7 @@ def _draw(
         path = directory / f"{outcome.measure.name}-tls{outcome.tls}.svg"
         path.write_text(bar_chart(outcome))
         start = seen_from.parent if seen_from is not None else Path.cwd()
-        title = f"{outcome.measure.title}, TLS {outcome.tls}"
-        charts[title] = os.path.relpath(path.resolve(), start.resolve())
+        charts[outcome.tls, outcome.measure.name] = os.path.relpath(path.resolve(), start.resolve())
     return charts
 
 
@@ -189,6 +187,13 @@ class _Progress:
         :param text: what
         """
         self._done += 1
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """Show what is going on.
+
+        :param text: what
+        """
         line = f"[{self._done:3}/{self._total}] {text}"
         if sys.stderr.isatty():
             print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
@@ -242,7 +247,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "--rounds",
         type=_rounds,
         metavar="N",
-        help=f"rounds after the warm-up ({ROUNDS}, or {QUICK_ROUNDS} with --quick)",
+        help=f"rounds after the warm-up ({ROUNDS}, {BESIDE_ROUNDS} of {OURS} against itself, "
+        f"{QUICK_ROUNDS} with --quick)",
     )
     parser.add_argument("--quick", action="store_true", help="small samples, under two minutes")
     parser.add_argument(

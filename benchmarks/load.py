@@ -199,7 +199,7 @@ def handshakes(port: int, count: int, context: ssl.SSLContext) -> Iterator[Work]
         # next() on a count is atomic, so the clients share the work without a lock.
         while next(tickets) < count and not failures:
             try:
-                with _echoed(port, context) as connection, contextlib.suppress(ssl.SSLError):
+                with echoed(port, context) as connection, contextlib.suppress(ssl.SSLError):
                     # Sends close_notify and waits for the server's, or for its bare FIN.
                     connection.unwrap()
             except OSError as failure:
@@ -225,7 +225,7 @@ def round_trips(port: int, count: int, context: ssl.SSLContext) -> Iterator[Work
     :param count: round trips
     :param context: the client's context
     """
-    with _echoed(port, context) as connection:
+    with echoed(port, context) as connection:
         message = bytes(ROUND_TRIP_BYTES)
         room = memoryview(bytearray(ROUND_TRIP_BYTES))
 
@@ -250,11 +250,11 @@ def idle(port: int, count: int, context: ssl.SSLContext) -> Iterator[Work]:
     with contextlib.ExitStack() as connections:
         # What the server sets up once, at its first connections, is not the connections' cost.
         for _ in range(WARM_CONNECTIONS):
-            connections.enter_context(_echoed(port, context))
+            connections.enter_context(echoed(port, context))
 
         def work() -> None:
             for _ in range(count):
-                connections.enter_context(_echoed(port, context))
+                connections.enter_context(echoed(port, context))
 
         yield work
 
@@ -268,7 +268,7 @@ KINDS = {
 }
 
 
-def _echoed(port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
+def echoed(port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
     """A connection over which one byte has gone to the upstream and back.
 
     :param port: the server's port
