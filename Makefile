@@ -76,11 +76,11 @@ docs: $(VENV)/stamp-docs ## the pages, in build/docs
 	@echo "== docs: build/docs/index.html"
 	@$(BIN)/python -m sphinx -q -W --keep-going -d .build/doctrees docs build/docs
 
-bench: $(VENV)/stamp-test ## measure, and write docs/performance.md and its plots
+bench: $(VENV)/stamp-test ## measure for half an hour, and write docs/performance.md and its plots
 	@echo "== bench: docs/performance.md"
 	@$(BIN)/python -m benchmarks --write docs/performance.md --plots docs/plots
 
-bench-quick: $(VENV)/stamp-test ## measure briefly, write nothing
+bench-quick: $(VENV)/stamp-test ## measure roughly in under two minutes, write nothing
 	@echo "== bench-quick"
 	@$(BIN)/python -m benchmarks --quick
 

@@ -19,7 +19,7 @@ from mtlstunnel.relay.poller import Poller, Watched
 from mtlstunnel.relay.socket_transport import SocketTransport, tcp_address
 from mtlstunnel.relay.upstream import UpstreamFactory
 
-_UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EINTR, errno.EAGAIN})
+_UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EINTR})
 
 
 class Upstream(Protocol):
