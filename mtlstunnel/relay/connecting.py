@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, clientFromString
 from twisted.internet.error import ConnectBindError, getConnectError
 from twisted.internet.interfaces import IReactorTCP, IStreamClientEndpoint
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mtlstunnel.errors import SettingsError
@@ -18,6 +20,8 @@ from mtlstunnel.places import Address, Place
 from mtlstunnel.relay.poller import Poller, Watched
 from mtlstunnel.relay.socket_transport import SocketTransport, tcp_address
 from mtlstunnel.relay.upstream import UpstreamFactory
+
+_log = Logger()
 
 _UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EINTR})
 
@@ -129,10 +133,15 @@ class _Connecting(Watched):
                 self._poller, self._clock, self._socket, protocol, self._where
             )
             self._poller.hand_over(self, transport)
-            protocol.makeConnection(transport)
+            try:
+                protocol.makeConnection(transport)
+            except Exception:
+                # Wherever this was called from, it is this connection that is not to be had.
+                _log.failure("what had to be done with a connection to the upstream failed")
+                transport.connectionLost(Failure())
         else:
             self.cancel()
-            fault = getConnectError((code, errno.errorcode.get(code, "")))
+            fault = getConnectError((code, os.strerror(code)))
             self._factory.clientConnectionFailed(None, Failure(fault))
         return True
 
@@ -140,9 +149,10 @@ class _Connecting(Watched):
         """Nothing is read from what is not connected."""
 
     def connectionLost(self, reason: Failure) -> None:
-        """What had to be done when it was connected has failed."""
-        self._socket.close()
-        self._factory.clientConnectionFailed(None, reason)
+        """What had to be done about it has failed."""
+        if self._socket.fileno() != -1:
+            self._socket.close()
+            self._factory.clientConnectionFailed(None, reason)
 
 
 class _Nothing:
@@ -177,10 +187,17 @@ def _socket_upstream(poller: Poller, clock: Any, host: str, port: int) -> Socket
     What connects to an IP address.
 
     :param host: IPv4 or IPv6, the latter with a scope or without
+    :raises SettingsError: there is no such scope here
     """
-    family, _, _, _, where = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-    )[0]
+    try:
+        family, _, _, _, where = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )[0]
+    except OSError as fault:
+        raise SettingsError(
+            f"--upstream {Address(host, port)}: there is no such address here "
+            f"({fault.strerror}); `ip link` shows the interfaces that may stand behind %"
+        ) from None
     return SocketUpstream(poller, clock, family, where)
 
 
@@ -189,7 +206,8 @@ def make_upstream(reactor: Any, place: Place, poller: Poller | None = None) -> U
     What dials a place.
 
     :param poller: waits for sockets in front of the reactor; None where nothing does
-    :raises SettingsError: Twisted does not understand the endpoint string
+    :raises SettingsError: Twisted does not understand the endpoint string, or the IPv6 address is
+        on an interface that is not there
     """
     if isinstance(place, Address):
         if place.is_ip and poller is not None:

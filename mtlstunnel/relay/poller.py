@@ -13,7 +13,6 @@ from __future__ import annotations
 import select
 from typing import Any, Protocol, cast
 
-from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IReactorFDSet
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -163,6 +162,8 @@ class Poller:
             self._reactor.doIteration = self._do_iteration
             self._epoll.close()
             self._epoll = None
+            for one in self._watched.values():
+                one.registered = 0
             self._watched.clear()
 
     def read(self, one: Watched) -> None:
@@ -237,9 +238,14 @@ class Poller:
             self._do_iteration(0)
 
     def _failed(self, one: Watched) -> None:
-        _log.failure("what had to be done for a connection failed; it is cut off")
+        why = Failure()
+        _log.failure("what had to be done for a connection failed; it is cut off", why)
         self.forget(one)
-        one.connectionLost(Failure(ConnectionLost()))
+        try:
+            # Not as a ConnectionLost: a lane whose socket hangs up reads on.
+            one.connectionLost(why)
+        except Exception:
+            _log.failure("what had to be done for a connection that is cut off failed")
 
 
 def watcher_of(reactor: Any) -> Watcher | None:

@@ -151,14 +151,13 @@ class PumpSide:
 
     def drained(self) -> None:
         """See :class:`~mtlstunnel.relay.lane.LaneOwner`."""
-        if not hasattr(self, "other"):
-            # What was left of the handshake is sent; nothing is carried yet.
-            return
         if self._ending:
             self._owner.side_delivered(self.side)
-        else:
-            self.other.read_on()
-        self.read_on()
+        if hasattr(self, "other"):
+            # Else what was left of the handshake is sent, and nothing is carried yet.
+            if not self._ending:
+                self.other.read_on()
+            self.read_on()
 
     def read_on(self) -> None:
         """Read again, unless there is nobody to read for, or somebody who is still to take more."""

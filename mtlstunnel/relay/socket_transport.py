@@ -147,7 +147,9 @@ class SocketTransport(Watched, BareTransport):
         """Reset the connection."""
         if not self._is_over:
             self.disconnecting = True
-            self._poller.forget(self)
+            # Not forgotten: it is closed a moment later, and may be taken before that.
+            self._poller.stop_reading(self)
+            self._poller.stop_writing(self)
             self._clock.callLater(0, self.connectionLost, _ABORTED)
 
     def be_taken(self, by: Watched) -> bytes:

@@ -202,6 +202,8 @@ class Tunnel(Protocol):
         client.start()
         if upstream.lane.held:
             client.lane.pause()
+        if client.lane.held:
+            upstream.lane.pause()
 
     # What the pump tells ----------------------------------------------------------------------
 

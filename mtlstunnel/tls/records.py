@@ -188,20 +188,24 @@ class FastMachine:
         size = len(data)
         source = bindings.readable_pointer(data)
         bindings.clear_errors()
-        if size <= SLICE and bindings.ssl_write(ssl, source, size) == size:
+        took = bindings.ssl_write(ssl, source, min(SLICE, size))
+        if took == size:
             if size > _RECORD:
                 self.grown = True
             return self.own_output()
         self.grown = True
         done = filled = 0
-        while done < size:
-            took = bindings.ssl_write(ssl, source + done, min(SLICE, size - done))
+        while True:
+            # A context that was not made here may still write one record at a time.
             got = bindings.bio_read(wire_out, self._wire_out + filled, _WIRE_SIZE - filled)
             if took <= 0 or got <= 0:
                 self._outbound_over()
                 break
             done += took
             filled += got
+            if done == size:
+                break
+            took = bindings.ssl_write(ssl, source + done, min(SLICE, size - done))
         return self._buffers.wire_out_view[:filled]
 
     def _outbound_over(self) -> None:

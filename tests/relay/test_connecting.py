@@ -10,6 +10,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import inlineCallbacks
 from twisted.trial.unittest import TestCase
 
+from mtlstunnel.errors import SettingsError
 from mtlstunnel.places import Address
 from mtlstunnel.relay import connecting
 from mtlstunnel.relay.connecting import SocketUpstream, TCPUpstream, make_upstream
@@ -182,6 +183,26 @@ class Dialling(TestCase):
         transport: Any = protocol.transport
         transport.abortConnection()
         yield until(lambda: receiver.lost)
+
+    @inlineCallbacks
+    def test_what_fails_when_it_is_connected_is_a_failure_of_this_one(self) -> Steps:
+        def fail(upstream: UpstreamProtocol) -> None:
+            upstream.receiver = Receiver()
+            raise ZeroDivisionError
+
+        listening = self.listen()
+        self.dialler.upstream_connected = fail  # type: ignore[method-assign]
+        yield turns(1)
+        before = open_descriptors()
+        self.dial(Address(*listening.getsockname()))
+        yield until(lambda: open_descriptors() == before)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_a_scope_that_is_not_there_is_a_mistake_in_the_settings(self) -> None:
+        with self.assertRaisesRegex(
+            SettingsError, r"--upstream \[fe80::1%nowhere\]:9: there is no"
+        ):
+            make_upstream(reactor, Address("fe80::1%nowhere", 9), self.poller)
 
     def test_without_a_poller_the_reactor_dials(self) -> None:
         self.assertIsInstance(make_upstream(reactor, Address("127.0.0.1", 9)), TCPUpstream)

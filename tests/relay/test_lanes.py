@@ -693,6 +693,42 @@ class PolledLaneOverTCP(LaneBehaviour, TestCase):
         self.assertEqual(lane._most, FIRST_READ)
 
     @inlineCallbacks
+    def test_an_owner_that_fails_costs_its_own_connection_and_no_more(self) -> Steps:
+        owner, lane, peer = yield self.connect()
+        other, other_lane, other_peer = yield self.connect()
+
+        def fail(data: memoryview) -> None:
+            raise ZeroDivisionError
+
+        owner.received = fail
+        lane.start()
+        other_lane.start()
+        peer.push(b"?")
+        yield peer.gets_end()
+        self.assertEqual(owner.told, ["lost error"])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        other_peer.push(b"!")
+        yield until(lambda: other.data == b"!")
+
+    @inlineCallbacks
+    def test_a_transport_that_is_being_aborted_can_still_be_taken(self) -> Steps:
+        sock = socket.socket()
+        sock.connect(self.address)
+        peer = Peer(sock)
+        self.addCleanup(peer.close)
+        yield until(lambda: self.made)
+        protocol = self.made.pop()
+        protocol.transport.abortConnection()
+        lane = make_lane(reactor, self.watcher, protocol.transport, self.buffer, flushed=True)
+        protocol.receiver = lane
+        owner = Owner(lane)
+        self.lanes.append(owner)
+        lane.start()
+        yield peer.gets_end()
+        self.assertEqual(peer.end, "reset")
+        yield until(lambda: owner.over)
+
+    @inlineCallbacks
     def test_what_the_transport_had_not_sent_goes_first(self) -> Steps:
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)

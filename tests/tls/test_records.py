@@ -419,5 +419,7 @@ class ForeignContext(SynchronousTestCase):
         server.bio_write(client.step(server.bio_read(1 << 20)))
         server.do_handshake()
         machine = FastMachine(server, Buffers())
-        client.step(bytes(machine.encrypt(memoryview(PATTERN[:BATCH]))))
-        self.assertEqual(digest(client.received), digest(PATTERN[:BATCH]))
+        for size in (100000, SLICE, BATCH):
+            client.received = b""
+            client.step(bytes(machine.encrypt(memoryview(PATTERN[:size]))))
+            self.assertEqual(digest(client.received), digest(PATTERN[:size]))
