@@ -33,6 +33,13 @@ class TheUnit(SynchronousTestCase):
         self.assertGreater(int(self.setting("TimeoutStopSec=")), settings.limits.drain)
         self.assertIn("-HUP", self.setting("ExecReload="))
 
+    def test_it_waits_for_what_is_told(self) -> None:
+        # A process in the background would be another than the one that systemd listens to.
+        self.assertIn("-n", shlex.split(self.setting("ExecStart=")))
+        self.assertEqual(self.setting("Type="), "notify")
+        self.assertGreater(int(self.setting("WatchdogSec=")), 0)
+        self.assertIn("AF_UNIX", self.setting("RestrictAddressFamilies="))
+
     def test_systemd_has_nothing_against_it(self) -> None:
         program = shutil.which("systemd-analyze")
         if program is None:

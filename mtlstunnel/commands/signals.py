@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
 
 from mtlstunnel.errors import MtlstunnelError
+from mtlstunnel.service.systemd import Systemd
 from mtlstunnel.settings import TunnelSettings
 
 
@@ -37,9 +38,10 @@ class DrainOnSignals:
     with status 0 where all that was open could finish, and by that signal where it could not.
     """
 
-    def __init__(self, reactor: Any, tunnel: Tunnel) -> None:
+    def __init__(self, reactor: Any, tunnel: Tunnel, systemd: Systemd) -> None:
         self._reactor = reactor
         self._tunnel = tunnel
+        self._systemd = systemd
         self._draining = False
 
     def install(self) -> None:
@@ -56,6 +58,7 @@ class DrainOnSignals:
             self._tunnel.cut_off()
             return
         self._draining = True
+        self._systemd.stopping()
         self._tunnel.drain().addCallback(self._leave, number)
 
     def _leave(self, is_clean: bool, number: int) -> None:
@@ -77,7 +80,11 @@ class ReloadOnHangup:
     """
 
     def __init__(
-        self, reactor: Any, tunnel: Tunnel, settings: Callable[[], TunnelSettings]
+        self,
+        reactor: Any,
+        tunnel: Tunnel,
+        settings: Callable[[], TunnelSettings],
+        systemd: Systemd,
     ) -> None:
         """
         :param settings: reads the options again, and the files that they name
@@ -85,6 +92,7 @@ class ReloadOnHangup:
         self._reactor = reactor
         self._tunnel = tunnel
         self._settings = settings
+        self._systemd = systemd
 
     def install(self) -> None:
         """Take the signal, also where ``nohup`` has it ignored: nobody sends it by mistake."""
@@ -94,9 +102,10 @@ class ReloadOnHangup:
         self._reactor.callFromThread(self._reload)
 
     def _reload(self) -> None:
-        try:
-            settings = self._settings()
-        except MtlstunnelError as error:
-            self._tunnel.reload_failed(error)
-        else:
-            self._tunnel.reload(settings)
+        with self._systemd.reloading():
+            try:
+                settings = self._settings()
+            except MtlstunnelError as error:
+                self._tunnel.reload_failed(error)
+            else:
+                self._tunnel.reload(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,7 @@ from mtlstunnel.service.audit_service import Account, AuditService, audit_destin
 from mtlstunnel.service.cores import usable_cores
 from mtlstunnel.service.demo import DEMO_DIRECTORY, DEMO_PORT, Demo
 from mtlstunnel.service.listening import check_free
+from mtlstunnel.service.systemd import Systemd
 from mtlstunnel.service.tunnel_service import TunnelService
 from mtlstunnel.service.worker_process import check_account
 from mtlstunnel.service.workers import WorkersService
@@ -297,10 +299,12 @@ def makeService(options: Options) -> IService:
             check_free([settings.admin], "--admin")
     except MtlstunnelError as error:
         fail(error)
+    systemd = Systemd(os.environ, reactor, tunnel.situation)
 
     def started() -> None:
         # Not before the reactor has taken its own.
-        reactor.callWhenRunning(DrainOnSignals(reactor, tunnel).install)
+        reactor.callWhenRunning(DrainOnSignals(reactor, tunnel, systemd).install)
+        reactor.callWhenRunning(systemd.started)
         if demo is not None and sys.__stdout__ is not None:
             sys.__stdout__.write(demo.lines(tunnel.ports[0].getHost()))
             sys.__stdout__.flush()
@@ -308,6 +312,6 @@ def makeService(options: Options) -> IService:
     if demo is None:
         # Before anybody can know that it runs.  A demo has no files of its own to change, and ends
         # with its terminal.
-        ReloadOnHangup(reactor, tunnel, options.settings).install()
+        ReloadOnHangup(reactor, tunnel, options.settings, systemd).install()
     _ForPeople(tunnel, account.foreground, started).setServiceParent(services)
     return services

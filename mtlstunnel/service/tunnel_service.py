@@ -147,7 +147,7 @@ class TunnelService(Service):
             generation=self._generation.number,
             cas=self._generation.cas,
             crls=self._generation.crls,
-            ready=bool(self.running and self.ports),
+            ready=bool(self.running) and len(self.ports) == len(self._endpoints),
             listeners=tuple(describe_address(port.getHost()) for port in self.ports),
             upstream=str(self._settings.upstream),
             server_not_after=self._generation.context.credentials.chain[0].not_valid_after_utc,

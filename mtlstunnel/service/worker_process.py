@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 
 from mtlstunnel.errors import SettingsError
 from mtlstunnel.service.reports import Report
+from mtlstunnel.service.systemd import VARIABLES
 from mtlstunnel.service.worker import ENTRY, NOT_FOR_WORKERS
 from mtlstunnel.service.worker_messages import (
     FIRST_SOCKET,
@@ -230,7 +231,9 @@ def check_account(uid: int | None, gid: int | None) -> None:
 
 def worker_environment() -> dict[str, str]:
     """
-    What a worker finds in its environment: ours, and the same modules wherever it starts.
+    What a worker finds in its environment: ours, and the same modules wherever it starts.  What
+    systemd asks for is answered by this process alone.
     """
     path = os.pathsep.join(os.path.abspath(one) for one in sys.path if one)
-    return {**os.environ, "PYTHONPATH": path}
+    ours = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    return {**ours, "PYTHONPATH": path}

@@ -103,10 +103,15 @@ class Tunnel:
     """``twistd -n mtlstunnel``, running."""
 
     def __init__(
-        self, directory: Path, options: Sequence[str], descriptors: int | None = None
+        self,
+        directory: Path,
+        options: Sequence[str],
+        descriptors: int | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         """
         :param descriptors: how many it may open; as many as this process where None
+        :param variables: what it finds in its environment beside ours
         """
         self.log: list[str] = []
         self.events: list[Event] = []
@@ -118,6 +123,7 @@ class Tunnel:
             "XDG_STATE_HOME": str(directory / "state"),
             "PYTHONPATH": os.pathsep.join([str(CHECKOUT), *filter(None, [_python_path()])]),
             "PYTHONUNBUFFERED": "1",
+            **(variables or {}),
         }
         limited = (
             ()
@@ -613,10 +619,11 @@ class SystemTestCase(SynchronousTestCase):
         *options: str | Path,
         port: Sequence[str | Path] = ("127.0.0.1:0",),
         descriptors: int | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> Tunnel:
         """A tunnel that listens."""
         arguments = [part for place in port for part in ("--port", str(place))]
-        tunnel = Tunnel(self.directory, [*arguments, *map(str, options)], descriptors)
+        tunnel = Tunnel(self.directory, [*arguments, *map(str, options)], descriptors, variables)
         self.addCleanup(self.stop, tunnel)
         tunnel.listeners(len(port))
         return tunnel
@@ -632,6 +639,7 @@ class SystemTestCase(SynchronousTestCase):
         cas: Sequence[Path] = (),
         port: Sequence[str | Path] = ("127.0.0.1:0",),
         descriptors: int | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> Tunnel:
         """A tunnel with a server certificate, for the clients of ``AUTHORITY``."""
         cert, key = pki.server().write(self.directory, "server")
@@ -641,6 +649,7 @@ class SystemTestCase(SynchronousTestCase):
             *(*bundle, "--cert", cert, "--key", key, "--upstream", upstream.place, *options),
             port=port,
             descriptors=descriptors,
+            variables=variables,
         )
 
     def stop(self, tunnel: Tunnel) -> None:
