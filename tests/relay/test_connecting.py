@@ -17,20 +17,11 @@ from mtlstunnel.relay.connecting import SocketUpstream, TCPUpstream, make_upstre
 from mtlstunnel.relay.socket_transport import SocketTransport
 from mtlstunnel.relay.upstream import UpstreamFactory, UpstreamProtocol
 from tests.relay.sockets import Steps, open_descriptors, start_poller, turns, until
+from tests.relay.test_upstream import Dialler
 
 
-class Dialler:
-    """Waits for an upstream, and writes down how it went."""
-
-    def __init__(self) -> None:
-        self.connected: list[UpstreamProtocol] = []
-        self.failed: list[tuple[str, str]] = []
-
-    def upstream_connected(self, upstream: UpstreamProtocol) -> None:
-        self.connected.append(upstream)
-
-    def upstream_unreachable(self, how: str, detail: str) -> None:
-        self.failed.append((how, detail))
+class Waiting(Dialler):
+    """Knows whether it has been told anything yet."""
 
     @property
     def is_told(self) -> bool:
@@ -61,7 +52,7 @@ class Dialling(TestCase):
 
     def setUp(self) -> None:
         self.poller = start_poller(self)
-        self.dialler = Dialler()
+        self.dialler = Waiting()
 
     def listen(self, host: str = "127.0.0.1", backlog: int = 10) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -79,7 +70,7 @@ class Dialling(TestCase):
     @inlineCallbacks
     def test_it_is_connected_and_reads_when_it_is_told_to(self) -> Steps:
         for host in ("127.0.0.1", "::1"):
-            self.dialler = Dialler()
+            self.dialler = Waiting()
             listening = self.listen(host)
             port = listening.getsockname()[1]
             self.dial(Address(host, port))
