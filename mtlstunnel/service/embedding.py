@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import quoteStringArgument, serverFromString
+from twisted.internet.endpoints import quoteStringArgument
 from twisted.internet.interfaces import (
     IListeningPort,
     IProtocolFactory,
@@ -22,6 +22,7 @@ from mtlstunnel.events import EventSink
 from mtlstunnel.limits import CrowdLimits, count_or_off
 from mtlstunnel.service.audit import AuditLog
 from mtlstunnel.service.descriptors import within_descriptors
+from mtlstunnel.service.listening import endpoint_from_string
 from mtlstunnel.settings import (
     REFUSE_EXPIRED,
     AlertPolicy,
@@ -209,7 +210,7 @@ def mtls_endpoint(reactor: Any, *args: str, **kwargs: str) -> DoorEndpoint:
         )
     nested = _nested(args, kwargs)
     try:
-        under = serverFromString(reactor, nested)
+        under = endpoint_from_string(reactor, nested)
     except (ValueError, TypeError, LookupError, OSError) as fault:
         raise SettingsError(
             f"mtls: endpoint: Twisted does not understand {nested!r} ({fault}); "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import socket
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
@@ -24,7 +25,13 @@ from mtlstunnel.errors import ListenError, SettingsError
 from mtlstunnel.places import Address, Place
 
 BACKLOG = 1024
-"""Connections the system may hold for us before they are accepted."""
+"""
+Connections that the kernel holds for a port before they are accepted.  Linux takes at most
+net.core.somaxconn.
+"""
+
+_TAKES_BACKLOG = re.compile(r"(?:haproxy:)*(?:tcp6?|unix|ssl|tls):")
+"""The endpoint types whose own backlog would be Twisted's 50."""
 
 _REMEDIES = {
     errno.EADDRINUSE: "another process listens there; stop it or give another port",
@@ -47,6 +54,28 @@ def _addresses(option: str, place: Address) -> Iterator[str]:
     yield from dict.fromkeys(str(address[0]) for *_, address in found)
 
 
+def endpoint_from_string(reactor: Any, text: str) -> IStreamServerEndpoint:
+    """
+    Return the endpoint of a Twisted server endpoint string, with a backlog of :data:`BACKLOG` where
+    the string gives none.
+
+    :raises ValueError: Twisted does not understand it; also TypeError, LookupError or OSError
+    """
+    endpoint: IStreamServerEndpoint
+    if _TAKES_BACKLOG.match(text):
+        # A backlog that the string gives by name stands further behind, and replaces this one.
+        kind, _, rest = text.partition(":")
+        try:
+            endpoint = serverFromString(reactor, f"{kind}:backlog={BACKLOG}:{rest}")
+        except TypeError:
+            # The string gives the backlog by position, or Twisted does not understand the string.
+            pass
+        else:
+            return endpoint
+    endpoint = serverFromString(reactor, text)
+    return endpoint
+
+
 def server_endpoints(
     reactor: Any, place: Place, option: str = "--port"
 ) -> list[IStreamServerEndpoint]:
@@ -65,7 +94,7 @@ def server_endpoints(
             for host in _addresses(option, place)
         ]
     try:
-        return [serverFromString(reactor, place.text)]
+        return [endpoint_from_string(reactor, place.text)]
     except (ValueError, TypeError, LookupError, OSError) as fault:
         raise SettingsError(
             f"{option} {place.text!r}: Twisted does not understand this endpoint ({fault}); "
