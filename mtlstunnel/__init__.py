@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         TLSVersion,
         TunnelSettings,
     )
-    from mtlstunnel.tls.door import identity_of
+    from mtlstunnel.tls.door_factory import identity_of
     from mtlstunnel.trust.identity import Identity
     from mtlstunnel.trust.reasons import Reason
 
@@ -46,7 +46,7 @@ _ROOMS = {
     "TunnelService": "mtlstunnel.service.tunnel_service",
     "TunnelSettings": "mtlstunnel.settings",
     "door_factory": "mtlstunnel.service.embedding",
-    "identity_of": "mtlstunnel.tls.door",
+    "identity_of": "mtlstunnel.tls.door_factory",
 }
 
 __all__ = [

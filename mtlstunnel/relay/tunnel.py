@@ -333,7 +333,7 @@ else:
 @attrs.define(eq=False, slots=False)
 class TunnelFactory(_TunnelFactory):
     """
-    Makes tunnels to one upstream; goes behind a :class:`~mtlstunnel.tls.door.DoorFactory`.
+    Makes tunnels to one upstream; goes behind a :class:`~mtlstunnel.tls.door_factory.DoorFactory`.
 
     :ivar reactor: dials, carries and keeps time
     :ivar upstream_name: what events call the upstream

@@ -38,7 +38,7 @@ from mtlstunnel.settings import (
 from mtlstunnel.tls.context import DoorContext, utc_now
 from mtlstunnel.tls.credentials import load_credentials
 from mtlstunnel.tls.crowd import Crowd
-from mtlstunnel.tls.door import DoorFactory
+from mtlstunnel.tls.door_factory import DoorFactory
 from mtlstunnel.trust.policy import load_trust
 
 _log = Logger(namespace="mtlstunnel")

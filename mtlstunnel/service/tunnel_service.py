@@ -38,7 +38,7 @@ from mtlstunnel.settings import TunnelSettings
 from mtlstunnel.timers import TimerWheel
 from mtlstunnel.tls.context import utc_now
 from mtlstunnel.tls.crowd import Crowd
-from mtlstunnel.tls.door import DoorFactory
+from mtlstunnel.tls.door_factory import DoorFactory
 from mtlstunnel.tls.transports import describe_address
 
 _log = Logger(namespace="mtlstunnel")

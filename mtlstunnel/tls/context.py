@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import attrs
 from cryptography.hazmat.primitives.serialization import Encoding
-from OpenSSL import SSL, crypto
+from OpenSSL import SSL
 from twisted.logger import Logger
 
-from mtlstunnel.errors import BundleError, MtlstunnelError, ServerCertificateError
+from mtlstunnel.errors import MtlstunnelError
 from mtlstunnel.settings import AlertPolicy, TLSVersion, VerifyStrategy
 from mtlstunnel.tls import bindings
 from mtlstunnel.tls.credentials import Credentials
 from mtlstunnel.tls.resumption import AcceptedPaths
+from mtlstunnel.tls.server_context import ServerConnection, fill_store, server_context
 from mtlstunnel.trust.bundle import Bundle
 from mtlstunnel.trust.identity import Identity, identity_of_der
 from mtlstunnel.trust.namesakes import Namesakes, namesakes_among
@@ -36,11 +36,6 @@ from mtlstunnel.trust.verdict import (
 )
 
 _log = Logger()
-
-_VERSIONS = {
-    TLSVersion.TLS_1_2: SSL.TLS1_2_VERSION,
-    TLSVersion.TLS_1_3: SSL.TLS1_3_VERSION,
-}
 
 CERT_REJECTED = 28
 """X509_V_ERR_CERT_REJECTED: the number OpenSSL makes alert 42 of."""
@@ -65,12 +60,6 @@ STAGE: Mapping[str, Any] = MappingProxyType(
 )
 """In what a context to rehearse with differs from the door's; the verdict depends on none of it."""
 
-CIPHERS = b"DEFAULT:@SECLEVEL=2"
-"""OpenSSL's own choice for TLS 1.2, and 112 bits of security everywhere (NIST SP 800-57)."""
-
-TICKET_SECONDS = 3600
-"""How long a ticket for resumption is good, at most (RFC 8446, 4.6.1, allows a week)."""
-
 NOTE_AGAIN = datetime.timedelta(hours=1)
 """The same note on clients that are let in is logged once in so long."""
 
@@ -90,27 +79,6 @@ def alert_for(reason: Reason, policy: AlertPolicy) -> Alert:
     if policy is AlertPolicy.SPECIFIC:
         return SPECIFIC_ALERT[reason]
     return Alert.BAD_CERTIFICATE
-
-
-class ServerConnection(SSL.Connection):
-    """
-    A server's connection that stays what it is.
-
-    Twisted's TLS layer calls ``set_accept_state`` on what it is given, and OpenSSL would forget the
-    keys of a session whose handshake the door has already made.
-    """
-
-    _accepts = False
-
-    def set_accept_state(self) -> None:
-        """Be a server, the first time."""
-        if not self._accepts:
-            self._accepts = True
-            super().set_accept_state()
-
-
-def _said(error: Exception) -> str:
-    return str(error.args[0][0][2]) if error.args and error.args[0] else "no detail"
 
 
 def _last_word(verdict: Verdict, objection: Objection | None) -> Verdict:
@@ -162,52 +130,14 @@ class DoorContext:
                 "this pyOpenSSL and cryptography lack what is needed to answer a refused client "
                 "rightly; install pyOpenSSL 26.0 or newer"
             )
-        context = SSL.Context(SSL.TLS_SERVER_METHOD)
-        context.set_min_proto_version(_VERSIONS[self.min_version])
-        context.set_max_proto_version(_VERSIONS[self.max_version])
-        context.set_options(SSL.OP_NO_RENEGOTIATION)
-        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-        if self.resumption:
-            self._allow_tickets(context)
-        else:
-            bindings.offer_no_ticket(context)
-        # NO_AUTO_CHAIN: the anchors are for judging clients, not for completing our own chain.
-        context.set_mode(SSL.MODE_RELEASE_BUFFERS | bindings.MODE_NO_AUTO_CHAIN)
-        # Else an openssl.cnf, which an environment variable may name, could allow weak keys.
-        context.set_cipher_list(CIPHERS)
-        # One SSL_write then takes a whole batch.
-        context.clear_mode(bindings.MODE_ENABLE_PARTIAL_WRITE)
-        try:
-            context.use_certificate(self.credentials.chain[0])
-            for certificate in self.credentials.chain[1:]:
-                context.add_extra_chain_cert(certificate)
-            context.use_privatekey(self.credentials.key)
-        except (SSL.Error, crypto.Error) as error:
-            raise ServerCertificateError(
-                f"--cert: OpenSSL does not take the server's certificate ({_said(error)}); "
-                "give one with a key of 2048 bits of RSA, or EC"
-            ) from None
-        store = context.get_cert_store()
-        if store is None:
-            raise MtlstunnelError("OpenSSL gives no certificate store for the CAs; reinstall it")
-        store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
-        if self.policy.strict:
-            store.set_flags(crypto.X509StoreFlags.X509_STRICT)
+        context = server_context(
+            self.credentials, self.min_version, self.max_version, resumption=self.resumption
+        )
+        moment = None
         if self.as_of is not None:
             moment = self.as_of.astimezone(datetime.timezone.utc)
-            store.set_time(moment)
             self.now = lambda: moment
-        problems = []
-        for anchor in self.bundle.anchors:
-            try:
-                store.add_cert(crypto.X509.from_cryptography(anchor.certificate))
-            except crypto.Error as error:
-                problems.append(
-                    f"{anchor.title}: OpenSSL cannot read it ({_said(error)}); "
-                    "ask its issuer for a well-formed one"
-                )
-        if problems:
-            raise BundleError(problems)
+        fill_store(context, self.bundle, strict=self.policy.strict, as_of=moment)
         self._anchors = frozenset(
             hashlib.sha256(anchor.certificate.public_bytes(Encoding.DER)).hexdigest()
             for anchor in self.bundle.anchors
@@ -218,17 +148,6 @@ class DoorContext:
             context, self._verify, CERT_REJECTED, required=required
         )
         self._context = context
-
-    def _allow_tickets(self, context: SSL.Context) -> None:
-        if not bindings.HAS_RESUMPTION:
-            raise MtlstunnelError(
-                "--resumption: this pyOpenSSL and cryptography lack what is needed to judge a "
-                "client again when it resumes; leave the option out, or install newer ones"
-            )
-        # The keys of tickets are OpenSSL's own, random for each context, so a ticket is good for
-        # one generation of trust of one service.  The name says the same once more.
-        context.set_session_id(secrets.token_bytes(16))
-        context.set_timeout(TICKET_SECONDS)
 
     def connection(self) -> SSL.Connection:
         """A new server connection over memory, ready for a ClientHello."""

@@ -1,49 +1,33 @@
-"""The door: a TLSMemoryBIOFactory whose connections reach what is behind only after the verdict."""
+"""One connection at the door, which reaches what is behind only after the verdict."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from OpenSSL import SSL
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import (
-    IAddress,
-    IHalfCloseableProtocol,
-    IProtocol,
-    IProtocolFactory,
-    IReactorTime,
-)
+from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.logger import Logger
-from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mtlstunnel.events import (
-    AcceptedClient,
-    ConnectionIds,
-    ConnectionInfo,
-    Event,
-    EventSink,
-    Probe,
-    RefusedClient,
-)
-from mtlstunnel.timers import Timer, TimerWheel
+from mtlstunnel.events import ConnectionInfo, Event, Probe
+from mtlstunnel.timers import Timer
 from mtlstunnel.tls import bindings
-from mtlstunnel.tls.context import DoorContext
-from mtlstunnel.tls.crowd import Crowd, Place
-from mtlstunnel.tls.established import (
-    EstablishedCreator,
-    EstablishedSession,
-    ISessionTaker,
-    session_receive,
-)
+from mtlstunnel.tls.crowd import Place
+from mtlstunnel.tls.established import EstablishedSession, ISessionTaker, session_receive
 from mtlstunnel.tls.handshake import Handshake, Progress
 from mtlstunnel.tls.transports import bare_socket_transport, describe_address
+from mtlstunnel.tls.verdict_events import accepted_client, refused_client
 from mtlstunnel.trust.identity import Identity
 from mtlstunnel.trust.reasons import Reason
 from mtlstunnel.trust.verdict import Accepted, Refused
+
+if TYPE_CHECKING:
+    from mtlstunnel.tls.door_factory import DoorFactory
 
 _log = Logger()
 
@@ -189,7 +173,9 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         if late is not None:
             # Long ago, or by another generation, it would have come in.
             self._tell_refused(handshake, late, None)
-        if late is not None or not self._tell(self._acceptance(handshake)):
+        if late is not None or not self._tell(
+            accepted_client(handshake, self.info, self._seconds())
+        ):
             # Nobody comes in of whom there is no record.
             self._receive = self._drop
             self._cut_off()
@@ -205,14 +191,6 @@ class DoorProtocol(TLSMemoryBIOProtocol):
             # Another's connection has made room for this one, and must not suffer.
             _log.failure("what is behind the door failed as a client came in")
             self.transport.abortConnection()
-
-    def _acceptance(self, handshake: Handshake) -> AcceptedClient:
-        return AcceptedClient(
-            connection=self.info,
-            tls=handshake.tls_info(),
-            duration=self._seconds(),
-            **handshake.who_came_in(),
-        )
 
     def _connect_wrapped(self, handshake: Handshake) -> None:
         if ISessionTaker.providedBy(self.wrappedProtocol):
@@ -252,18 +230,7 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         self._linger()
 
     def _tell_refused(self, handshake: Handshake, verdict: Refused, alert: int | None) -> None:
-        self._tell(
-            RefusedClient(
-                connection=self.info,
-                tls=handshake.tls_info(),
-                reason=verdict.reason,
-                detail=verdict.detail,
-                depth=verdict.depth,
-                alert=alert,
-                client=verdict.identity,
-                duration=self._seconds(),
-            )
-        )
+        self._tell(refused_client(handshake, verdict, alert, self.info, self._seconds()))
 
     def _probed(self, detail: str) -> None:
         self._tell(Probe(connection=self.info, detail=detail, duration=self._seconds()))
@@ -370,81 +337,3 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         """See :class:`~mtlstunnel.tls.crowd.Stranger`."""
         self._why_cut_off = f"to make room ({why})"
         self._cut_off()
-
-
-class DoorFactory(TLSMemoryBIOFactory):
-    """
-    Wraps any protocol factory behind the door: its protocols see verified clients only, and
-    ``identity_of(self.transport)`` tells them who it is.
-
-    :ivar context: judges connections from now on; may be replaced at any time
-    :ivar crowd: who is here, of this door and of those that share it
-    :ivar live: the connections there are, in whatever state
-    """
-
-    protocol = DoorProtocol
-
-    def __init__(
-        self,
-        context: DoorContext,
-        wrapped: IProtocolFactory,
-        clock: IReactorTime,
-        events: EventSink,
-        *,
-        handshake_timeout: float = 10.0,
-        listener: str = "",
-        next_id: Callable[[], str] | None = None,
-        crowd: Crowd | None = None,
-        timers: TimerWheel | None = None,
-    ) -> None:
-        """
-        :param clock: for time-outs, usually the reactor
-        :param events: gets every verdict
-        :param handshake_timeout: seconds from the accepted connection to the verdict
-        :param listener: what events call the place clients connected to; the transport's own
-            address where empty
-        :param crowd: who is here; shared by the doors of one service
-        :param timers: for time-outs; may be shared
-        """
-        super().__init__(EstablishedCreator(), False, wrapped, clock)
-        self.context = context
-        self.clock = clock
-        self.events = events
-        self.handshake_timeout = handshake_timeout
-        self.listener = listener
-        self.next_id = ConnectionIds() if next_id is None else next_id
-        self.crowd = Crowd() if crowd is None else crowd
-        self.timers = TimerWheel(clock) if timers is None else timers
-        self.live: set[DoorProtocol] = set()
-
-    def startFactory(self) -> None:
-        """Somebody listens."""
-        self.timers.keep()
-
-    def stopFactory(self) -> None:
-        """Nobody listens any more."""
-        self.timers.release()
-
-    def buildProtocol(self, addr: IAddress | None) -> DoorProtocol | None:  # type: ignore[override]
-        """A connection at the door, or None where the wrapped factory wants none."""
-        wrapped = cast("IProtocol | None", self.wrappedFactory.buildProtocol(addr))
-        return None if wrapped is None else self.protocol(self, wrapped)
-
-
-def identity_of(transport: object) -> Identity:
-    """
-    Who the verified client behind a transport is.
-
-    :param transport: what a protocol behind the door has as ``self.transport``, or what wraps it
-    :raises LookupError: there is no door in this connection
-    """
-    seen: object = transport
-    for _ in range(16):
-        if isinstance(seen, DoorProtocol):
-            if seen.identity is None:
-                break
-            return seen.identity
-        seen = getattr(seen, "transport", None)
-        if seen is None:
-            break
-    raise LookupError("this transport does not come through a DoorFactory")

@@ -18,7 +18,7 @@ from twisted.logger import globalLogPublisher
 
 from mtlstunnel.events import Event, RefusedClient
 from mtlstunnel.tls import rehearsal
-from mtlstunnel.tls.door import DoorFactory
+from mtlstunnel.tls.door_factory import DoorFactory
 from mtlstunnel.trust.verdict import Accepted
 from tests import der, pki
 from tests.fuzz import mutate

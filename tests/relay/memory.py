@@ -15,7 +15,7 @@ from mtlstunnel.relay.introduction import Introducer
 from mtlstunnel.relay.tunnel import TunnelFactory
 from mtlstunnel.relay.upstream import UpstreamFactory
 from mtlstunnel.tls.context import DoorContext
-from mtlstunnel.tls.door import DoorFactory
+from mtlstunnel.tls.door_factory import DoorFactory
 from tests import pki
 from tests.tls.memory import TLS_1_3, DoorVisit, MemoryClient, MemoryTransport, door_context
 

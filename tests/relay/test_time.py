@@ -15,7 +15,7 @@ from mtlstunnel.places import Address
 from mtlstunnel.relay.connecting import make_upstream
 from mtlstunnel.relay.tunnel import LOOKS, LULL_SECONDS, TunnelFactory
 from mtlstunnel.timers import TICKS_PER_SECOND
-from mtlstunnel.tls.door import DoorFactory
+from mtlstunnel.tls.door_factory import DoorFactory
 from tests import pki
 from tests.relay.memory import Rig
 from tests.relay.sockets import Peer, Steps, until

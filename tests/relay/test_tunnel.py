@@ -26,7 +26,7 @@ from mtlstunnel.relay.poller import READ, Poller, watcher_of
 from mtlstunnel.relay.socket_lane import SocketLane
 from mtlstunnel.relay.socket_transport import accept_for
 from mtlstunnel.relay.tunnel import TunnelFactory
-from mtlstunnel.tls.door import DoorFactory
+from mtlstunnel.tls.door_factory import DoorFactory
 from mtlstunnel.tls.records import BATCH
 from tests import pki
 from tests.relay.sockets import (

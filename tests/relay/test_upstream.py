@@ -26,7 +26,7 @@ from mtlstunnel.relay.connecting import EndpointUpstream, TCPUpstream, make_upst
 from mtlstunnel.relay.transport_lane import TransportLane
 from mtlstunnel.relay.tunnel import TunnelFactory
 from mtlstunnel.relay.upstream import UpstreamFactory, UpstreamProtocol, explain_failure
-from mtlstunnel.tls.door import DoorFactory
+from mtlstunnel.tls.door_factory import DoorFactory
 from tests import pki
 from tests.relay.sockets import Peer, Steps, lanes_in_reactor, until
 from tests.relay.test_lanes import Owner

@@ -21,7 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mtlstunnel.errors import MtlstunnelError
 from mtlstunnel.events import Event
-from mtlstunnel.tls import bindings, context, door, records
+from mtlstunnel.tls import bindings, context, door_factory, records
 from mtlstunnel.tls.handshake import Handshake, Progress
 from mtlstunnel.trust.reasons import Reason
 from mtlstunnel.trust.verdict import Refused
@@ -185,7 +185,7 @@ class ExceptionsRefuse(SynchronousTestCase):
                 made.append(self)
 
         events: list[Event] = []
-        factory = door.DoorFactory(
+        factory = door_factory.DoorFactory(
             door_context(), Factory.forProtocol(Wrapped), Clock(), events.append
         )
         protocol = factory.buildProtocol(None)

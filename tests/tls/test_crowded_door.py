@@ -14,7 +14,7 @@ from mtlstunnel.events import AcceptedClient, Event, Probe, RefusedClient
 from mtlstunnel.limits import CrowdLimits
 from mtlstunnel.settings import AlertPolicy, VerifyStrategy
 from mtlstunnel.tls.crowd import Crowd
-from mtlstunnel.tls.door import DoorFactory
+from mtlstunnel.tls.door_factory import DoorFactory
 from mtlstunnel.trust.reasons import Reason
 from tests import pki
 from tests.tls.memory import (

@@ -23,7 +23,7 @@ from zope.interface import implementer
 
 from mtlstunnel.events import AcceptedClient, Event, Probe, RefusedClient
 from mtlstunnel.tls import door
-from mtlstunnel.tls.door import DoorFactory, identity_of
+from mtlstunnel.tls.door_factory import DoorFactory, identity_of
 from mtlstunnel.trust.reasons import Reason
 from tests import pki
 from tests.tls.memory import (

@@ -17,7 +17,7 @@ from mtlstunnel.events import Event, RefusedClient
 from mtlstunnel.settings import AllowedNames
 from mtlstunnel.tls import bindings, context, rehearsal
 from mtlstunnel.tls.context import DoorContext
-from mtlstunnel.tls.door import DoorFactory
+from mtlstunnel.tls.door_factory import DoorFactory
 from mtlstunnel.tls.handshake import Handshake, Progress
 from mtlstunnel.trust import verdict as verdicts
 from mtlstunnel.trust.bundle import Anchor, Bundle

@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mtlstunnel.events import AcceptedClient, RefusedClient
 from mtlstunnel.settings import AllowedNames, VerifyStrategy
-from mtlstunnel.tls.door import DoorFactory, identity_of
+from mtlstunnel.tls.door_factory import DoorFactory, identity_of
 from mtlstunnel.tls.handshake import Handshake, Progress
 from mtlstunnel.trust.policy import Policy
 from mtlstunnel.trust.reasons import Reason
