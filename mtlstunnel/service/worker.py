@@ -23,9 +23,9 @@ from zope.interface import implementer
 from mtlstunnel.relay.poller import poller_of
 from mtlstunnel.service.audit import AuditLog
 from mtlstunnel.service.audit_file import LineFile
+from mtlstunnel.service.inherited_ports import inherited_endpoints
 from mtlstunnel.service.packing import unpacked
 from mtlstunnel.service.reports import Report
-from mtlstunnel.service.sharing import inherited_endpoints
 from mtlstunnel.service.tunnel_service import Share, TunnelService
 from mtlstunnel.service.worker_channel import Ear, Mouth
 from mtlstunnel.service.worker_messages import (

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from mtlstunnel.service.generation import Generation
-from mtlstunnel.service.sharing import Inherited
+from mtlstunnel.service.inherited_ports import Inherited
 from mtlstunnel.settings import TunnelSettings
 
 TOLD = 0

@@ -20,11 +20,11 @@ from mtlstunnel.limits import shares
 from mtlstunnel.service.admin import admin_site
 from mtlstunnel.service.audit import AuditLog
 from mtlstunnel.service.backoff import Backoff
+from mtlstunnel.service.held_ports import HeldPort, hold, one_for_each
 from mtlstunnel.service.listening import listen, server_endpoints
 from mtlstunnel.service.metrics import Situation, Workers
 from mtlstunnel.service.packing import packed
 from mtlstunnel.service.reports import Report, total
-from mtlstunnel.service.sharing import HeldPort, hold, one_for_each
 from mtlstunnel.service.tunnel_service import TunnelService
 from mtlstunnel.service.worker_messages import Orders
 from mtlstunnel.service.worker_process import WorkerProcess, worker_environment

@@ -15,8 +15,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from mtlstunnel.errors import SettingsError
 from mtlstunnel.places import parse_admin, parse_listen
 from mtlstunnel.service.embedding import mtls_endpoint
+from mtlstunnel.service.held_ports import hold
 from mtlstunnel.service.listening import BACKLOG, server_endpoints
-from mtlstunnel.service.sharing import hold
 
 
 class BacklogTests(SynchronousTestCase):

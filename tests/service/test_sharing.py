@@ -21,16 +21,10 @@ from zope.interface import implementer
 from mtlstunnel.errors import ListenError
 from mtlstunnel.limits import CrowdLimits
 from mtlstunnel.places import Address, EndpointString, Place
-from mtlstunnel.service import sharing
-from mtlstunnel.service.sharing import (
-    HeldPort,
-    Inherited,
-    OpeningReactor,
-    UNIXAcceptor,
-    hold,
-    inherited_endpoints,
-    one_for_each,
-)
+from mtlstunnel.service import held_ports
+from mtlstunnel.service.held_ports import HeldPort, OpeningReactor, hold, one_for_each
+from mtlstunnel.service.inherited_ports import Inherited, inherited_endpoints
+from mtlstunnel.service.unix_acceptor import UNIXAcceptor
 
 
 class HoldingTests(SynchronousTestCase):
@@ -165,7 +159,7 @@ class HoldingTests(SynchronousTestCase):
         for result in (succeed(Port()), succeed(None), Deferred()):
             beside = TCP4ServerEndpoint(OpeningReactor(self.reactor, 1), 0, interface="127.0.0.1")
             both = [beside, Strange(result)]
-            self.patch(sharing, "server_endpoints", lambda *_, both=both: both)
+            self.patch(held_ports, "server_endpoints", lambda *_, both=both: both)
             with self.assertRaises(ListenError) as caught:
                 hold(self.reactor, EndpointString("strange:1"), 2)
             self.assertRegex(

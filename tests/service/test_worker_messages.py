@@ -20,8 +20,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from mtlstunnel.places import Address, EndpointString
 from mtlstunnel.service.audit_file import LineFile
 from mtlstunnel.service.generation import load_generation
+from mtlstunnel.service.inherited_ports import Inherited
 from mtlstunnel.service.packing import packed, unpacked
-from mtlstunnel.service.sharing import Inherited
 from mtlstunnel.service.worker_channel import MOST_HELD, PIPE_BYTES, Ear, Mouth
 from mtlstunnel.service.worker_messages import (
     Lines,

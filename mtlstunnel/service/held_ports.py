@@ -1,44 +1,28 @@
-"""One place for several processes: the parent opens it and holds it, workers accept from it."""
+"""The parent's ports: it opens and holds the sockets from which workers accept."""
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import socket
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import attrs
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.defer import Deferred, execute
+from twisted.internet.address import UNIXAddress
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import (
-    IAddress,
-    IListeningPort,
-    IProtocolFactory,
-    IReadDescriptor,
-    IStreamServerEndpoint,
-)
+from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory
 from twisted.internet.protocol import Factory
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.lockfile import FilesystemLock
 from zope.interface import implementer
 
 from mtlstunnel.errors import ListenError
 from mtlstunnel.limits import CrowdLimits
-from mtlstunnel.places import Address, EndpointString, Place
+from mtlstunnel.places import Place
 from mtlstunnel.service.listening import listen, server_endpoints
-
-_log = Logger(namespace="mtlstunnel")
-
-MOST_ACCEPTS = 100
-"""How many connections one turn of the reactor accepts at most."""
-
-ACCEPT_PAUSE_SECONDS = 0.1
-"""How long nobody is accepted where the system says that it cannot."""
+from mtlstunnel.service.unix_acceptor import socket_address
 
 
 def one_for_each(platform: str, limits: CrowdLimits) -> bool:
@@ -52,9 +36,6 @@ def one_for_each(platform: str, limits: CrowdLimits) -> bool:
     :param platform: as ``sys.platform``
     """
     return platform == "linux" and not limits.connections
-
-
-# The parent ------------------------------------------------------------------------------------
 
 
 @implementer(IListeningPort)
@@ -131,7 +112,7 @@ class OpeningReactor:
             for one in sockets:
                 one.close()
             raise CannotListenError(interface, port, error) from None
-        return HeldPort(tuple(sockets), _address_of(sockets[0]))
+        return HeldPort(tuple(sockets), socket_address(sockets[0]))
 
     def listenUNIX(
         self,
@@ -179,7 +160,7 @@ class OpeningReactor:
         """See ``IReactorSocket``."""
         one = socket.fromfd(fileDescriptor, addressFamily, socket.SOCK_STREAM)
         one.setblocking(False)
-        return HeldPort((one,), _address_of(one))
+        return HeldPort((one,), socket_address(one))
 
 
 def _bound_to(interface: str, port: int) -> tuple[socket.AddressFamily, Any]:
@@ -203,14 +184,6 @@ def _bound(family: int, where: Any, *, shared: bool) -> socket.socket:
         one.close()
         raise
     return one
-
-
-def _address_of(one: socket.socket) -> IAddress:
-    name = one.getsockname()
-    if one.family == socket.AF_UNIX:
-        return UNIXAddress(name)
-    kind = IPv6Address if one.family == socket.AF_INET6 else IPv4Address
-    return kind("TCP", *name[:2])
 
 
 def _is_file(path: bytes) -> bool:
@@ -269,170 +242,3 @@ def hold(reactor: Any, place: Place, copies: int) -> list[HeldPort]:
             "leave --workers out, or give a port, unix: or systemd:"
         )
     return held
-
-
-# A worker --------------------------------------------------------------------------------------
-
-
-@attrs.frozen
-class Inherited:
-    """
-    A listening socket that a parent has handed over.
-
-    :ivar descriptor: its number in this process
-    :ivar family: its address family
-    """
-
-    descriptor: int
-    family: int
-
-
-class AdoptingReactor:
-    """What endpoints take for the reactor where one place is already open."""
-
-    def __init__(self, reactor: Any, inherited: Inherited) -> None:
-        self._reactor = reactor
-        self._inherited = inherited
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reactor, name)
-
-    def _adopt(self, factory: IProtocolFactory) -> IListeningPort:
-        return adopt(self._reactor, self._inherited, factory)
-
-    def listenTCP(
-        self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
-    ) -> IListeningPort:
-        """See ``IReactorTCP``."""
-        return self._adopt(factory)
-
-    def listenUNIX(
-        self,
-        address: str,
-        factory: IProtocolFactory,
-        backlog: int = 50,
-        mode: int = 0o666,
-        wantPID: int | bool = 0,
-    ) -> IListeningPort:
-        """See ``IReactorUNIX``."""
-        return self._adopt(factory)
-
-
-def adopt(reactor: Any, inherited: Inherited, factory: IProtocolFactory) -> IListeningPort:
-    """Accept from a socket that was handed over."""
-    if inherited.family == socket.AF_UNIX:
-        port = UNIXAcceptor(reactor, inherited.descriptor, factory)
-        port.startListening()
-        return port
-    adopted: IListeningPort = reactor.adoptStreamPort(
-        inherited.descriptor, inherited.family, factory
-    )
-    # It has its own now.
-    os.close(inherited.descriptor)
-    return adopted
-
-
-@implementer(IListeningPort, IReadDescriptor)
-class UNIXAcceptor:
-    """
-    Accepts from a unix socket that belongs to somebody else.
-
-    Twisted's own port would make it readable for everybody when it adopts it, and would remove its
-    file and shut it down, for all who have it, when it stops.
-    """
-
-    def __init__(self, reactor: Any, descriptor: int, factory: IProtocolFactory) -> None:
-        self._reactor = reactor
-        self._socket = socket.socket(fileno=descriptor)
-        self._factory = factory
-        self._accepts = False
-
-    def startListening(self) -> None:
-        """Begin to accept."""
-        self._factory.doStart()
-        self.startReading()
-
-    def stopListening(self) -> None:
-        """Accept no more."""
-        if self._socket.fileno() >= 0:
-            self.stopReading()
-            self._socket.close()
-            self._factory.doStop()
-
-    def getHost(self) -> IAddress:
-        """Where it is."""
-        return _address_of(self._socket)
-
-    def startReading(self) -> None:
-        """Accept who connects."""
-        self._accepts = True
-        self._go_on()
-
-    def _go_on(self) -> None:
-        if self._accepts and self._socket.fileno() >= 0:
-            self._reactor.addReader(self)
-
-    def stopReading(self) -> None:
-        """Leave who connects in the system's queue."""
-        self._accepts = False
-        self._reactor.removeReader(self)
-
-    def fileno(self) -> int:
-        """For the reactor."""
-        return self._socket.fileno()
-
-    def logPrefix(self) -> str:
-        """For the reactor's log."""
-        return type(self._factory).__name__
-
-    def connectionLost(self, reason: Failure) -> None:
-        """The reactor stops."""
-        self.stopListening()
-
-    def doRead(self) -> None:
-        """Somebody has connected."""
-        for _ in range(MOST_ACCEPTS):
-            try:
-                client, _name = self._socket.accept()
-            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
-                return
-            except OSError as error:
-                _log.warn("cannot accept: {said}", said=error.strerror)
-                self._reactor.removeReader(self)
-                self._reactor.callLater(ACCEPT_PAUSE_SECONDS, self._go_on)
-                return
-            with client:
-                client.setblocking(False)
-                self._reactor.adoptStreamConnection(client.fileno(), socket.AF_UNIX, self._factory)
-
-
-@implementer(IStreamServerEndpoint)
-@attrs.frozen
-class InheritedEndpoint:
-    """A place that is open already."""
-
-    reactor: Any
-    inherited: Inherited
-
-    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
-        """Accept from it."""
-        return execute(adopt, self.reactor, self.inherited, factory)
-
-
-def inherited_endpoints(
-    reactor: Any, place: Place, sockets: Iterator[Inherited]
-) -> list[IStreamServerEndpoint]:
-    """
-    The endpoints of a place that the parent holds, with what an endpoint string puts around them.
-
-    :param sockets: those of this place, in the order in which they were opened
-    """
-    if isinstance(place, Address):
-        return [InheritedEndpoint(reactor, one) for one in sockets]
-    # What is inherited of systemd is not for this process.  Where it is has been said already.
-    text = re.sub(r"(^|:)systemd:.*", r"\1tcp:0", place.text, flags=re.DOTALL)
-    return [
-        endpoint
-        for one in sockets
-        for endpoint in server_endpoints(AdoptingReactor(reactor, one), EndpointString(text))
-    ]

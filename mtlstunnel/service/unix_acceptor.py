@@ -1,0 +1,108 @@
+"""Accepting from a unix socket whose file and mode belong to another process."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import (
+    IAddress,
+    IListeningPort,
+    IProtocolFactory,
+    IReadDescriptor,
+)
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+_log = Logger(namespace="mtlstunnel")
+
+MOST_ACCEPTS = 100
+"""How many connections one turn of the reactor accepts at most."""
+
+ACCEPT_PAUSE_SECONDS = 0.1
+"""How long nobody is accepted where the system says that it cannot."""
+
+
+def socket_address(one: socket.socket) -> IAddress:
+    """Return the local address of a socket in the form of Twisted."""
+    name = one.getsockname()
+    if one.family == socket.AF_UNIX:
+        return UNIXAddress(name)
+    kind = IPv6Address if one.family == socket.AF_INET6 else IPv4Address
+    return kind("TCP", *name[:2])
+
+
+@implementer(IListeningPort, IReadDescriptor)
+class UNIXAcceptor:
+    """
+    Accepts from a unix socket that belongs to somebody else.
+
+    Twisted's own port would make it readable for everybody when it adopts it, and would remove its
+    file and shut it down, for all who have it, when it stops.
+    """
+
+    def __init__(self, reactor: Any, descriptor: int, factory: IProtocolFactory) -> None:
+        self._reactor = reactor
+        self._socket = socket.socket(fileno=descriptor)
+        self._factory = factory
+        self._accepts = False
+
+    def startListening(self) -> None:
+        """Begin to accept."""
+        self._factory.doStart()
+        self.startReading()
+
+    def stopListening(self) -> None:
+        """Accept no more."""
+        if self._socket.fileno() >= 0:
+            self.stopReading()
+            self._socket.close()
+            self._factory.doStop()
+
+    def getHost(self) -> IAddress:
+        """Where it is."""
+        return socket_address(self._socket)
+
+    def startReading(self) -> None:
+        """Accept who connects."""
+        self._accepts = True
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._accepts and self._socket.fileno() >= 0:
+            self._reactor.addReader(self)
+
+    def stopReading(self) -> None:
+        """Leave who connects in the system's queue."""
+        self._accepts = False
+        self._reactor.removeReader(self)
+
+    def fileno(self) -> int:
+        """For the reactor."""
+        return self._socket.fileno()
+
+    def logPrefix(self) -> str:
+        """For the reactor's log."""
+        return type(self._factory).__name__
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor stops."""
+        self.stopListening()
+
+    def doRead(self) -> None:
+        """Somebody has connected."""
+        for _ in range(MOST_ACCEPTS):
+            try:
+                client, _name = self._socket.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as error:
+                _log.warn("cannot accept: {said}", said=error.strerror)
+                self._reactor.removeReader(self)
+                self._reactor.callLater(ACCEPT_PAUSE_SECONDS, self._go_on)
+                return
+            with client:
+                client.setblocking(False)
+                self._reactor.adoptStreamConnection(client.fileno(), socket.AF_UNIX, self._factory)
