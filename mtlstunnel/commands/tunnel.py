@@ -38,7 +38,12 @@ from mtlstunnel.places import (
     parse_upstream,
 )
 from mtlstunnel.relay.poller import poller_of
-from mtlstunnel.service.audit_service import Account, AuditService, audit_destination
+from mtlstunnel.service.audit_service import (
+    Account,
+    AuditService,
+    LogFromThread,
+    audit_destination,
+)
 from mtlstunnel.service.cores import usable_cores
 from mtlstunnel.service.demo import DEMO_DIRECTORY, DEMO_PORT, Demo
 from mtlstunnel.service.listening import check_free
@@ -282,8 +287,11 @@ def makeService(options: Options) -> IService:
             upstream = demo.serve(reactor)
             upstream.setServiceParent(services)
             settings = attrs.evolve(settings, upstream=upstream.address)
-        destination = audit_destination(options["audit-log"], account, reactor.seconds)
-        audit = AuditService(destination, reactor)
+        thread_log = LogFromThread(reactor)
+        destination = audit_destination(
+            options["audit-log"], account, reactor.seconds, thread_log.log
+        )
+        audit = AuditService(destination, reactor, thread_log)
         audit.setServiceParent(services)
         workers = options.workers()
         if workers > 1:

@@ -33,11 +33,11 @@ def json_line(event: Event, at: datetime.datetime) -> str:
 class LineWriter(Protocol):
     """
     Takes finished lines; does not raise and does not block.
-
-    :ivar lost_lines: how many it could not write so far
     """
 
-    lost_lines: int
+    @property
+    def lost_lines(self) -> int:
+        """How many it could not write so far."""
 
     def write_lines(self, lines: Sequence[str], at: datetime.datetime) -> None:
         """

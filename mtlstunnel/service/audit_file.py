@@ -25,13 +25,19 @@ class LineFile:
     first line after the gap is a ``lost`` event that says how many.
 
     :ivar lost_lines: how many could not be written so far
+    :ivar skipped_lines: how many were lost before they came here
     """
 
-    def __init__(self, destination: Destination, seconds: Callable[[], float]) -> None:
+    def __init__(
+        self, destination: Destination, seconds: Callable[[], float], log: Logger = _log
+    ) -> None:
         """
         :param seconds: the clock by which gaps are told in the log
+        :param log: the log
         """
         self.lost_lines = 0
+        self.skipped_lines = 0
+        self._log = log
         self._destination = destination
         self._seconds = seconds
         # Lines that were begun, and how much of them is written.
@@ -60,8 +66,28 @@ class LineFile:
         except OSError as error:
             self._lose(len(lines), at, error)
         else:
-            if self.lost_lines != self._told_lines:
+            if self._lost_in_all != self._told_lines:
                 self._tell_recovery()
+
+    def skip(self, count: int, since: datetime.datetime, at: datetime.datetime, why: str) -> None:
+        """
+        Tell of a gap that was made before lines came here.
+
+        :param since: when the first of the lost lines should have been written
+        :param why: the cause, for a person
+        """
+        self.skipped_lines += count
+        self._missing += count
+        self._since = self._since or since
+        self._why = why
+        try:
+            self._renew()
+            self._tell_gap(at)
+        except OSError:
+            # The next line is another attempt.
+            pass
+        else:
+            self._tell_recovery()
 
     def reopen(self) -> None:
         """Open the file anew, now; for a signal."""
@@ -80,17 +106,22 @@ class LineFile:
         except OSError as error:
             self.lost_lines += self._begun[self._written :].count(b"\n")
             self._why = _explain(error)
-        if self.lost_lines != self._told_lines:
-            _log.error(
+        if self._lost_in_all != self._told_lines:
+            self._log.error(
                 "{name}: {count} events are not in it ({why})",
-                name=self._title,
-                count=self.lost_lines - self._told_lines,
+                name=self.title,
+                count=self._lost_in_all - self._told_lines,
                 why=self._why,
             )
         self._destination.close()
 
     @property
-    def _title(self) -> str:
+    def _lost_in_all(self) -> int:
+        return self.lost_lines + self.skipped_lines
+
+    @property
+    def title(self) -> str:
+        """What an operator calls it."""
         return f"--audit-log {escape(self._destination.name)}"
 
     def _renew(self, at_once: bool = False) -> None:
@@ -124,9 +155,9 @@ class LineFile:
         self._why = _explain(error)
         if not self._is_told and self._seconds() >= self._silent_until:
             self._is_told = True
-            _log.error(
+            self._log.error(
                 "{name}: cannot be written: {why}; events are lost until it can",
-                name=self._title,
+                name=self.title,
                 why=self._why,
             )
 
@@ -134,13 +165,13 @@ class LineFile:
         now = self._seconds()
         if not self._is_told and now < self._silent_until:
             return
-        _log.warn(
+        self._log.warn(
             "{name}: can be written again; {count} events are not in it",
-            name=self._title,
-            count=self.lost_lines - self._told_lines,
+            name=self.title,
+            count=self._lost_in_all - self._told_lines,
         )
         self._is_told = False
-        self._told_lines = self.lost_lines
+        self._told_lines = self._lost_in_all
         self._silent_until = now + SILENT_SECONDS
 
 

@@ -12,12 +12,20 @@ from typing import Any, TextIO
 
 import attrs
 from twisted.application.service import Service
+from twisted.logger import ILogObserver, LogEvent, Logger, globalLogPublisher
+from zope.interface import implementer
 
 from mtlstunnel.errors import SettingsError
 from mtlstunnel.service.audit import AuditLog
 from mtlstunnel.service.audit_file import LineFile
 from mtlstunnel.service.destinations import AppendedFile, Destination, StandardStream, as_account
+from mtlstunnel.service.queued_lines import QueuedLines
 from mtlstunnel.tls.context import utc_now
+
+_log = Logger(namespace="mtlstunnel")
+
+CLOSE_SECONDS = 2.0
+"""How long the end of the process waits for a disk or a reader."""
 
 
 @attrs.frozen
@@ -35,14 +43,38 @@ class Account:
     gid: int | None = None
 
 
+@implementer(ILogObserver)
+class LogFromThread:
+    """
+    The log of the thread that writes the audit log: observers are called on the event loop.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._is_over = False
+        self.log = Logger(namespace="mtlstunnel", observer=self)
+
+    def end(self) -> None:
+        """The event loop runs no more."""
+        self._is_over = True
+
+    def __call__(self, event: LogEvent) -> None:
+        """Log an event of the thread."""
+        if self._is_over:
+            globalLogPublisher(event)
+        else:
+            self._reactor.callFromThread(globalLogPublisher, event)
+
+
 def audit_destination(
-    where: str | None, account: Account, seconds: Callable[[], float]
+    where: str | None, account: Account, seconds: Callable[[], float], log: Logger = _log
 ) -> Destination | None:
     """
     Open what ``--audit-log`` names, by the account that will write to it and open it again.
 
     :param where: a path, ``-`` for standard output, or None for standard error
     :param seconds: the clock for looking whether the file is in its place
+    :param log: hears that a file cannot be opened anew
     :returns: None where events go to the application's own log
     :raises SettingsError: it cannot be opened
     """
@@ -67,7 +99,7 @@ def audit_destination(
         if uid is not None and gid is None:
             gid = pwd.getpwuid(uid).pw_gid
         with as_account(uid, gid):
-            return AppendedFile(path, seconds)
+            return AppendedFile(path, seconds, log)
     except KeyError:
         raise SettingsError(f"--uid {uid}: there is no such account; give one that is") from None
 
@@ -97,12 +129,19 @@ class AuditService(Service):
     :ivar log: the sink of events
     """
 
-    def __init__(self, destination: Destination | None, reactor: Any) -> None:
+    def __init__(
+        self, destination: Destination | None, reactor: Any, thread_log: LogFromThread
+    ) -> None:
         """
         :param destination: as from :func:`audit_destination`
+        :param thread_log: the log of the destination
         """
         self._reactor = reactor
-        self._file = None if destination is None else LineFile(destination, reactor.seconds)
+        self._thread_log = thread_log
+        self._file: QueuedLines | None = None
+        if destination is not None:
+            file = LineFile(destination, reactor.seconds, thread_log.log)
+            self._file = QueuedLines(file, utc_now)
         self.log = AuditLog(self._file, utc_now)
         self._before: Any = None
         self._is_installed = False
@@ -111,6 +150,7 @@ class AuditService(Service):
         """Listen to the signal."""
         super().startService()
         if self._file is not None:
+            self._file.start()
             self._reactor.addSystemEventTrigger("after", "shutdown", self._close, self._file)
             self._install()
 
@@ -135,9 +175,10 @@ class AuditService(Service):
 
     def _handle(self, number: int, frame: Any) -> None:
         if self._file is not None:
-            self._reactor.callFromThread(self._file.reopen)
+            self._file.reopen()
         if callable(self._before):
             self._before(number, frame)
 
-    def _close(self, file: LineFile) -> None:
-        file.close(utc_now())
+    def _close(self, file: QueuedLines) -> None:
+        self._thread_log.end()
+        file.close(CLOSE_SECONDS)

@@ -121,14 +121,16 @@ class AppendedFile:
     A file, FIFO or device by its path; opened anew when another is there, or none.
     """
 
-    def __init__(self, path: str, seconds: Callable[[], float]) -> None:
+    def __init__(self, path: str, seconds: Callable[[], float], log: Logger = _log) -> None:
         """
         :param path: absolute: twistd goes to another directory
         :param seconds: the clock for looking whether the file is in its place
+        :param log: hears that the file cannot be opened anew
         :raises SettingsError: it cannot be opened
         """
         self.name = path
         self._seconds = seconds
+        self._log = log
         self._told = False
         self._descriptor: int | None = None
         self._fault = OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -162,7 +164,7 @@ class AppendedFile:
             return False
         if self._told:
             self._told = False
-            _log.info("--audit-log {path}: is open again", path=escape(self.name))
+            self._log.info("--audit-log {path}: is open again", path=escape(self.name))
         old, self._descriptor = self._descriptor, None
         if old is not None:
             os.close(old)
@@ -183,7 +185,7 @@ class AppendedFile:
         kept = self._descriptor is not None and os.fstat(self._descriptor).st_nlink > 0
         if not self._told:
             self._told = True
-            _log.warn(
+            self._log.warn(
                 "--audit-log {path}: cannot be opened anew: {said}; {meanwhile}",
                 path=escape(self.name),
                 said=_said(error),

@@ -30,7 +30,12 @@ from twisted.trial.unittest import SynchronousTestCase
 import mtlstunnel
 from mtlstunnel.errors import SettingsError
 from mtlstunnel.service.audit_file import SILENT_SECONDS, LineFile
-from mtlstunnel.service.audit_service import Account, AuditService, audit_destination
+from mtlstunnel.service.audit_service import (
+    Account,
+    AuditService,
+    LogFromThread,
+    audit_destination,
+)
 from mtlstunnel.service.destinations import LOOK_SECONDS, AppendedFile, StandardStream
 from tests.service.test_audit import AT, probe
 
@@ -560,7 +565,7 @@ class SignalTests(AuditFileTestCase):
         reactor.callFromThread = lambda call, *args: call(*args)
         self.called = called
         place = AppendedFile(str(self.path), reactor.seconds)
-        service = AuditService(place, reactor)
+        service = AuditService(place, reactor, LogFromThread(reactor))
         self.addCleanup(lambda: [end() for end in self.at_the_end(reactor)])
         return service, reactor
 
@@ -580,11 +585,13 @@ class SignalTests(AuditFileTestCase):
         self.others.append(number)
 
     def test_it_opens_the_file_anew_and_calls_who_listened_before(self) -> None:
-        service, _ = self.service()
+        service, reactor = self.service()
         service.startService()
         service.log(probe())
         self.path.rename(self.directory / "audit.log.1")
         os.kill(os.getpid(), signal.SIGUSR1)
+        for end in self.at_the_end(reactor):
+            end()
         self.assertEqual(self.path.read_bytes(), b"")
         self.assertEqual(self.others, [signal.SIGUSR1])
         service.stopService()
@@ -616,7 +623,8 @@ class SignalTests(AuditFileTestCase):
         self.assertEqual(signal.getsignal(signal.SIGUSR1), self.other)
 
     def test_without_a_file_there_is_no_signal(self) -> None:
-        service = AuditService(None, MemoryReactorClock())
+        reactor = MemoryReactorClock()
+        service = AuditService(None, reactor, LogFromThread(reactor))
         service.startService()
         self.assertEqual(signal.getsignal(signal.SIGUSR1), self.other)
         self.assertEqual(service.log.lost_lines, 0)

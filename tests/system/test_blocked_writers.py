@@ -1,0 +1,100 @@
+"""Disks that hang and readers that do not read: clients are served, and what is lost is told."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests import pki
+from tests.system.harness import GREETING, PATIENCE, SystemTestCase, TLSClient, needs
+
+
+class BlockedTestCase(SystemTestCase):
+    """Has a good client."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.good = pki.client().write(self.directory, "good")
+
+    def visit(self, address: tuple[str, int]) -> None:
+        """A good client comes, is served and goes."""
+        client = TLSClient(address, self.good)
+        try:
+            client.handshake()
+            self.assertEqual(client.receive_all(), GREETING)
+        finally:
+            client.close()
+
+    def wait_until(self, found: Callable[[], object], what: str) -> None:
+        """Until something is there that is not told."""
+        end = threading.Event()
+        deadline = time.monotonic() + PATIENCE
+        while not found():
+            self.assertLess(time.monotonic(), deadline, f"never: {what}")
+            end.wait(0.05)
+
+
+class FrozenDiskTests(BlockedTestCase):
+    """``--audit-log`` on a filesystem that is frozen (fsfreeze): each write to it hangs."""
+
+    def filesystem(self) -> Path:
+        """One of its own, mounted."""
+        needs("mkfs.ext4", "mount", "umount", "fsfreeze")
+        if os.geteuid() != 0:
+            self.give_up("only root can mount")
+        image, place = self.directory / "image", self.directory / "mounted"
+        place.mkdir()
+        with image.open("wb") as file:
+            file.truncate(16 << 20)
+        subprocess.run(["mkfs.ext4", "-q", image], check=True, capture_output=True)
+        done = subprocess.run(["mount", "-o", "loop", image, place], check=False)
+        if done.returncode:
+            self.give_up("this machine mounts no loop device")
+        self.addCleanup(self.unmount, place)
+        return place
+
+    def unmount(self, place: Path) -> None:
+        self.freeze("--unfreeze", place)
+        subprocess.run(["umount", place], check=True)
+
+    def freeze(self, how: str, place: Path) -> None:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            subprocess.run(["fsfreeze", how, place], check=True, capture_output=True)
+
+    def check_frozen(self, *options: str) -> None:
+        place = self.filesystem()
+        path = place / "audit.log"
+        tunnel = self.door(self.serve(), "--audit-log", path, *options)
+        self.visit(tunnel.address)
+        self.wait_until(lambda: path.read_text().count("\n") == 2, "two lines")
+        self.addCleanup(self.freeze, "--unfreeze", place)
+        self.freeze("--freeze", place)
+        visits = 1
+        # A rotation is asked for as well: to open a file hangs, too.
+        tunnel.process.send_signal(signal.SIGUSR1)
+
+        def is_told() -> bool:
+            nonlocal visits
+            self.visit(tunnel.address)
+            visits += 1
+            return any("its disk or its reader hangs" in line for line in tunnel.log)
+
+        self.wait_until(is_told, "the log says that the disk hangs")
+        self.assertEqual(path.read_text().count("\n"), 2)
+        self.freeze("--unfreeze", place)
+        self.visit(tunnel.address)
+        visits += 1
+        self.wait_until(lambda: path.read_text().count("\n") == 2 * visits, "all lines")
+        self.stop(tunnel)
+
+    def test_one_process_serves_on_and_every_line_is_there_after_the_thaw(self) -> None:
+        self.check_frozen()
+
+    def test_workers_serve_on_and_every_line_is_there_after_the_thaw(self) -> None:
+        self.check_frozen("--workers", "2")
