@@ -47,6 +47,7 @@ from mtlstunnel.service.audit_service import (
 from mtlstunnel.service.cores import usable_cores
 from mtlstunnel.service.demo import DEMO_DIRECTORY, DEMO_PORT, Demo
 from mtlstunnel.service.listening import check_free
+from mtlstunnel.service.queued_log import QueuedLog
 from mtlstunnel.service.systemd import Systemd
 from mtlstunnel.service.tunnel_service import TunnelService
 from mtlstunnel.service.worker_process import check_account
@@ -230,10 +231,15 @@ class _ForPeople(Service):
     """
 
     def __init__(
-        self, tunnel: TunnelService | WorkersService, foreground: bool, started: Callable[[], None]
+        self,
+        tunnel: TunnelService | WorkersService,
+        foreground: bool,
+        queued_log: QueuedLog,
+        started: Callable[[], None],
     ) -> None:
         self._tunnel = tunnel
         self._foreground = foreground
+        self._queued_log = queued_log
         self._started = started
 
     def privilegedStartService(self) -> None:
@@ -254,6 +260,7 @@ class _ForPeople(Service):
             # In the background twistd hands this, cut short, to the process the person waits for,
             # which then points to the log.
             _log.critical("{problem}", problem=person_lines(error).rstrip())
+            self._queued_log.finish()
             raise
 
     def stopService(self) -> Any:
@@ -274,7 +281,11 @@ def makeService(options: Options) -> IService:
     """
     from twisted.internet import reactor
 
-    account = _account(getattr(options, "parent", None))
+    parent = getattr(options, "parent", None)
+    account = _account(parent)
+    queued_log = QueuedLog(reactor)
+    if not (parent or {}).get("logger"):
+        queued_log.take_over()
     try:
         demo = None
         if options["demo"]:
@@ -283,6 +294,7 @@ def makeService(options: Options) -> IService:
             demo = Demo.make(Path(DEMO_DIRECTORY))
         settings = options.settings(demo)
         services = MultiService()
+        queued_log.setServiceParent(services)
         if demo is not None and options["upstream"] is None:
             upstream = demo.serve(reactor)
             upstream.setServiceParent(services)
@@ -321,5 +333,5 @@ def makeService(options: Options) -> IService:
         # Before anybody can know that it runs.  A demo has no files of its own to change, and ends
         # with its terminal.
         ReloadOnHangup(reactor, tunnel, options.settings, systemd).install()
-    _ForPeople(tunnel, account.foreground, started).setServiceParent(services)
+    _ForPeople(tunnel, account.foreground, queued_log, started).setServiceParent(services)
     return services

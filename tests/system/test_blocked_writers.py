@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -12,7 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests import pki
-from tests.system.harness import GREETING, PATIENCE, SystemTestCase, TLSClient, needs
+from tests.system.harness import (
+    AUTHORITY,
+    CHECKOUT,
+    GREETING,
+    PATIENCE,
+    TWISTD,
+    SystemTestCase,
+    TLSClient,
+    needs,
+)
 
 
 class BlockedTestCase(SystemTestCase):
@@ -22,7 +33,7 @@ class BlockedTestCase(SystemTestCase):
         super().setUp()
         self.good = pki.client().write(self.directory, "good")
 
-    def visit(self, address: tuple[str, int]) -> None:
+    def visit(self, address: tuple[str, int] | str) -> None:
         """A good client comes, is served and goes."""
         client = TLSClient(address, self.good)
         try:
@@ -98,3 +109,63 @@ class FrozenDiskTests(BlockedTestCase):
 
     def test_workers_serve_on_and_every_line_is_there_after_the_thaw(self) -> None:
         self.check_frozen("--workers", "2")
+
+
+class UnreadLogTests(BlockedTestCase):
+    """Standard output and error are pipes that are full, and that nobody reads."""
+
+    def start_unread(self, *options: str, rounds: int) -> None:
+        """Fill both pipes by SIGHUPs and clients, then read, then stop."""
+        upstream = self.serve()
+        cert, key = pki.server().write(self.directory, "server")
+        ca = AUTHORITY.write(self.directory, "ca")
+        place = self.directory / "door.sock"
+        audit = self.directory / "audit.log"
+        command = (
+            *(*TWISTD, "-n", "--pidfile=", "mtlstunnel", "--port", f"unix:{place}"),
+            *("--cas", ca, "--cert", cert, "--key", key, "--upstream", upstream.place),
+            *("--audit-log", audit, *options),
+        )
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1"},
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        assert process.stdout is not None
+        self.addCleanup(process.stdout.close)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        # As small as a pipe can be, so that it is full soon.
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        self.wait_until(place.exists, "it listens")
+        self.wait_until(lambda: _can_connect(place), "it accepts")
+        reloads = 0
+        for number in range(rounds):
+            process.send_signal(signal.SIGHUP)
+            if number % 20 == 0:
+                self.visit(str(place))
+                reloads += 1
+        self.wait_until(lambda: audit.read_text().count('"closed"') == reloads, "all events")
+        self.assertIsNone(process.poll())
+        # The end does not wait for a reader either.
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(PATIENCE), 0)
+        self.assertIn(b"starting up", process.stdout.read())
+
+    def test_one_process_serves_through_600_reloads_and_ends(self) -> None:
+        self.start_unread(rounds=600)
+
+    def test_workers_serve_through_600_reloads_and_end(self) -> None:
+        self.start_unread("--workers", "2", rounds=600)
+
+
+def _can_connect(place: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(place))
+        except OSError:
+            return False
+    return True
