@@ -20,7 +20,7 @@ from mtlstunnel.tls import bindings
 from mtlstunnel.tls.crowd import Place
 from mtlstunnel.tls.established import EstablishedSession, ISessionTaker, session_receive
 from mtlstunnel.tls.handshake import Handshake, Progress
-from mtlstunnel.tls.transports import bare_socket_transport, describe_address
+from mtlstunnel.tls.transports import acknowledge, bare_socket_transport, describe_address
 from mtlstunnel.tls.verdict_events import accepted_client, refused_client
 from mtlstunnel.trust.identity import Identity
 from mtlstunnel.trust.reasons import Reason
@@ -123,6 +123,9 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         wire = handshake.receive(data)
         if wire:
             self._send(wire)
+        elif self._socket is not None:
+            # The client's Finished in TLS 1.3, or a part of a flight.
+            acknowledge(self._socket)
         if handshake.progress is Progress.ACCEPTED:
             self._accepted(handshake)
         elif handshake.progress is Progress.REFUSED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 from typing import Any
@@ -49,6 +50,22 @@ def bare_socket_transport(transport: Any) -> Connection | BareTransport | None:
     if isinstance(transport, Connection) and not transport.TLS:
         return transport
     return None
+
+
+_QUICK_ACK: int | None = getattr(socket, "TCP_QUICKACK", None)
+"""Linux has it."""
+
+
+def acknowledge(sock: socket.socket) -> None:
+    """
+    Have the kernel acknowledge now what was read.  Where nothing is sent in answer it would wait
+    for 40 ms and more, and a peer without TCP_NODELAY sends nothing small in the meantime (RFC 896,
+    RFC 1122, 4.2.3.2).  The option holds for this moment, not for what comes later.
+    """
+    if _QUICK_ACK is not None:
+        # A unix socket has no such option, nor has a connection that is reset.
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, _QUICK_ACK, 1)
 
 
 def describe_address(address: IAddress | None) -> str:
