@@ -22,7 +22,7 @@ from mtlstunnel.errors import ListenError
 from mtlstunnel.limits import CrowdLimits
 from mtlstunnel.places import Place
 from mtlstunnel.service.listening import listen, server_endpoints
-from mtlstunnel.service.unix_acceptor import socket_address
+from mtlstunnel.service.unix_acceptor import check_family, socket_address
 
 
 def one_for_each(platform: str, limits: CrowdLimits) -> bool:
@@ -158,6 +158,7 @@ class OpeningReactor:
         self, fileDescriptor: int, addressFamily: int, factory: IProtocolFactory
     ) -> HeldPort:
         """See ``IReactorSocket``."""
+        check_family(fileDescriptor, addressFamily)
         one = socket.fromfd(fileDescriptor, addressFamily, socket.SOCK_STREAM)
         one.setblocking(False)
         return HeldPort((one,), socket_address(one))
@@ -221,7 +222,7 @@ def hold(reactor: Any, place: Place, copies: int) -> list[HeldPort]:
     """
     held: list[HeldPort] = []
     opening = OpeningReactor(reactor, copies)
-    for endpoint in server_endpoints(opening, place):
+    for endpoint in server_endpoints(opening, place, adopting=lambda opening: opening):
         found: list[object] = []
         try:
             listen(endpoint, place, _Nobody()).addCallbacks(found.append, found.append)

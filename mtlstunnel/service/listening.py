@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred
@@ -23,6 +23,7 @@ from twisted.internet.interfaces import (
 
 from mtlstunnel.errors import ListenError, SettingsError
 from mtlstunnel.places import Address, Place
+from mtlstunnel.service.unix_acceptor import SocketAdoptingReactor
 
 BACKLOG = 1024
 """
@@ -33,7 +34,11 @@ net.core.somaxconn.
 _TAKES_BACKLOG = re.compile(r"(?:haproxy:)*(?:tcp6?|unix|ssl|tls):")
 """The endpoint types whose own backlog would be Twisted's 50."""
 
+_ADOPTS = re.compile(r"(?:^|:)systemd:")
+"""Endpoint strings whose socket another process has opened."""
+
 _REMEDIES = {
+    errno.EAFNOSUPPORT: "give that domain, or another index",
     errno.EADDRINUSE: "another process listens there; stop it or give another port",
     errno.EACCES: "ports below 1024 are for root or CAP_NET_BIND_SERVICE; give a higher one",
     errno.EADDRNOTAVAIL: "this machine has no such address; give one of its own",
@@ -54,14 +59,19 @@ def _addresses(option: str, place: Address) -> Iterator[str]:
     yield from dict.fromkeys(str(address[0]) for *_, address in found)
 
 
-def endpoint_from_string(reactor: Any, text: str) -> IStreamServerEndpoint:
+def endpoint_from_string(
+    reactor: Any, text: str, adopting: Callable[[Any], Any] = SocketAdoptingReactor
+) -> IStreamServerEndpoint:
     """
     Return the endpoint of a Twisted server endpoint string, with a backlog of :data:`BACKLOG` where
     the string gives none.
 
+    :param adopting: makes of the reactor what listens on a socket that was handed over
     :raises ValueError: Twisted does not understand it; also TypeError, LookupError or OSError
     """
     endpoint: IStreamServerEndpoint
+    if _ADOPTS.search(text):
+        reactor = adopting(reactor)
     if _TAKES_BACKLOG.match(text):
         # A backlog that the string gives by name stands further behind, and replaces this one.
         kind, _, rest = text.partition(":")
@@ -77,12 +87,16 @@ def endpoint_from_string(reactor: Any, text: str) -> IStreamServerEndpoint:
 
 
 def server_endpoints(
-    reactor: Any, place: Place, option: str = "--port"
+    reactor: Any,
+    place: Place,
+    option: str = "--port",
+    adopting: Callable[[Any], Any] = SocketAdoptingReactor,
 ) -> list[IStreamServerEndpoint]:
     """
     The endpoints for one ``--port``: more than one where a name has several addresses.
 
     :param option: what a person called it
+    :param adopting: see :func:`endpoint_from_string`
     :raises SettingsError: Twisted does not understand the endpoint string
     :raises ListenError: the name cannot be resolved
     """
@@ -94,8 +108,13 @@ def server_endpoints(
             for host in _addresses(option, place)
         ]
     try:
-        return [endpoint_from_string(reactor, place.text)]
+        return [endpoint_from_string(reactor, place.text, adopting)]
     except (ValueError, TypeError, LookupError, OSError) as fault:
+        if _ADOPTS.search(place.text) and isinstance(fault, LookupError):
+            raise SettingsError(
+                f"{option} {place}: this process was handed no such socket; give the index or the "
+                "name of one that the socket unit has (ListenStream=, FileDescriptorName=)"
+            ) from None
         raise SettingsError(
             f"{option} {place.text!r}: Twisted does not understand this endpoint ({fault}); "
             "give 8443, 127.0.0.1:8443, unix:/path or systemd:domain=INET:index=0"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from typing import Any
 
@@ -106,3 +108,48 @@ class UNIXAcceptor:
             with client:
                 client.setblocking(False)
                 self._reactor.adoptStreamConnection(client.fileno(), socket.AF_UNIX, self._factory)
+
+
+class SocketAdoptingReactor:
+    """
+    Stand in for the reactor where an endpoint adopts a listening socket of another process, such as
+    systemd: a unix socket keeps its mode, its owner and its file.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def adoptStreamPort(
+        self, fileDescriptor: int, addressFamily: int, factory: IProtocolFactory
+    ) -> IListeningPort:
+        """
+        See ``IReactorSocket``.
+
+        :raises OSError: the socket is not of this address family
+        """
+        check_family(fileDescriptor, addressFamily)
+        if addressFamily != socket.AF_UNIX:
+            port: IListeningPort = self._reactor.adoptStreamPort(
+                fileDescriptor, addressFamily, factory
+            )
+            return port
+        acceptor = UNIXAcceptor(self._reactor, os.dup(fileDescriptor), factory)
+        acceptor.startListening()
+        return acceptor
+
+
+def check_family(descriptor: int, family: int) -> None:
+    """
+    See that an inherited socket is of the address family that the endpoint string says.
+
+    :raises OSError: it is of another, or no socket
+    """
+    with socket.socket(fileno=os.dup(descriptor)) as one:
+        if one.family != family:
+            actual = socket.AddressFamily(one.family).name.removeprefix("AF_")
+            raise OSError(
+                errno.EAFNOSUPPORT, f"the socket that was handed over is of domain={actual}"
+            )

@@ -159,7 +159,7 @@ class HoldingTests(SynchronousTestCase):
         for result in (succeed(Port()), succeed(None), Deferred()):
             beside = TCP4ServerEndpoint(OpeningReactor(self.reactor, 1), 0, interface="127.0.0.1")
             both = [beside, Strange(result)]
-            self.patch(held_ports, "server_endpoints", lambda *_, both=both: both)
+            self.patch(held_ports, "server_endpoints", lambda *_, both=both, **__: both)
             with self.assertRaises(ListenError) as caught:
                 hold(self.reactor, EndpointString("strange:1"), 2)
             self.assertRegex(

@@ -108,10 +108,14 @@ class Tunnel:
         options: Sequence[str],
         descriptors: int | None = None,
         variables: Mapping[str, str] | None = None,
+        program: Sequence[str] = TWISTD,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         """
         :param descriptors: how many it may open; as many as this process where None
         :param variables: what it finds in its environment beside ours
+        :param program: what runs twistd
+        :param pass_fds: descriptors that it inherits
         """
         self.log: list[str] = []
         self.events: list[Event] = []
@@ -131,7 +135,7 @@ class Tunnel:
             else ("sh", "-c", 'ulimit -n "$0" && exec "$@"', str(descriptors))
         )
         self.process = subprocess.Popen(
-            [*limited, *TWISTD, "-n", "--pidfile=", "mtlstunnel", *NO_DRAIN, *options],
+            [*limited, *program, "-n", "--pidfile=", "mtlstunnel", *NO_DRAIN, *options],
             cwd=directory,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -139,6 +143,7 @@ class Tunnel:
             stderr=subprocess.PIPE,
             encoding="utf-8",
             errors="replace",
+            pass_fds=pass_fds,
         )
         self._readers = [
             threading.Thread(target=self._read, args=(stream,), daemon=True)
