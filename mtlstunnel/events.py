@@ -257,6 +257,20 @@ EventSink = Callable[[Event], Any]
 """Where events go.  It must not raise and must not block."""
 
 
+def not_accepted(connection: ConnectionInfo, detail: str) -> RefusedClient:
+    """A connection that was closed before its handshake, because the process could not have it."""
+    return RefusedClient(
+        connection=connection,
+        tls=TLSInfo(),
+        reason=Reason.OTHER,
+        detail=detail,
+        depth=None,
+        alert=None,
+        client=None,
+        duration=0.0,
+    )
+
+
 class ConnectionIds:
     """
     Makes ids that are unlike those of any other connection, here or in another process.

@@ -84,6 +84,12 @@ def families(now: Situation) -> Iterator[Metric]:
         counted.upstream_failures,
     )
     yield _counters(
+        "accept_failures",
+        "Connections that could not be accepted.",
+        "reason",
+        counted.accept_failures,
+    )
+    yield _counters(
         "bytes",
         "Plaintext from clients (in) and to them (out).",
         "direction",

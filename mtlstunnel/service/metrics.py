@@ -36,6 +36,10 @@ UPSTREAM_FAILURES = (
 """The words for an upstream that could not be had."""
 
 
+ACCEPT_FAILURES = ("emfile", "enfile", "enobufs", "enomem", "other")
+"""The words for a connection that could not be accepted, after the errors of accept(2)."""
+
+
 @attrs.define
 class Histogram:
     """
@@ -79,6 +83,7 @@ class Metrics:
     :ivar refused: by reason
     :ivar observed: clients that ``--verify observe`` alone let in, by reason
     :ivar authenticated: clients let in, by the SHA-256 of the CA that vouches
+    :ivar accept_failures: connections that could not be accepted, by the error
     :ivar bytes_in: plaintext from clients that are gone
     :ivar bytes_out: plaintext to clients that are gone
     :ivar reload_success: whether the last reload succeeded
@@ -97,6 +102,7 @@ class Metrics:
     upstream_failures: dict[str, int] = attrs.field(
         factory=lambda: dict.fromkeys(UPSTREAM_FAILURES, 0)
     )
+    accept_failures: dict[str, int] = attrs.field(factory=lambda: dict.fromkeys(ACCEPT_FAILURES, 0))
     bytes_in: int = 0
     bytes_out: int = 0
     reload_success: bool = True

@@ -15,24 +15,27 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mtlstunnel.errors import MtlstunnelError
-from mtlstunnel.events import ConnectionIds, Event, EventSink, Reloaded
+from mtlstunnel.events import (
+    ConnectionIds,
+    ConnectionInfo,
+    Event,
+    EventSink,
+    Reloaded,
+    not_accepted,
+)
 from mtlstunnel.places import Place
 from mtlstunnel.relay.connecting import make_upstream
 from mtlstunnel.relay.introduction import introducer
 from mtlstunnel.relay.poller import Poller, watcher_of
 from mtlstunnel.relay.socket_transport import accept_for
 from mtlstunnel.relay.tunnel import TunnelFactory
+from mtlstunnel.service.accept_guard import AcceptGuard
 from mtlstunnel.service.admin import PATHS, admin_site
 from mtlstunnel.service.audit import AuditLog, tell_all
 from mtlstunnel.service.descriptors import within_descriptors
 from mtlstunnel.service.draining import Drain
 from mtlstunnel.service.generation import Generation, load_generation
-from mtlstunnel.service.listening import (
-    accept_again,
-    accept_nobody,
-    listen,
-    server_endpoints,
-)
+from mtlstunnel.service.listening import listen, server_endpoints
 from mtlstunnel.service.metrics import Metrics, Situation
 from mtlstunnel.settings import TunnelSettings
 from mtlstunnel.timers import TimerWheel
@@ -99,8 +102,14 @@ class TunnelService(Service):
         self._is_polling = False
         self._generation = load_generation(settings, 1) if share is None else share.generation
         self._timers = TimerWheel(reactor)
+        self._guard = AcceptGuard(
+            reactor,
+            self.metrics.accept_failures,
+            self._hung_up,
+            has_admin=settings.admin is not None,
+        )
         self._crowd = Crowd(
-            within_descriptors(settings.crowd), self._accept_nobody, self._accept_again
+            within_descriptors(settings.crowd), self._guard.full, self._guard.has_room
         )
         if share is not None:
             self._crowd.client_changed = share.client_changed
@@ -265,6 +274,7 @@ class TunnelService(Service):
 
     def _open(self) -> None:
         failures: list[Failure] = []
+        self._guard.reserve.fill()
         if self._poller is not None:
             self._poller.start()
             self._is_polling = True
@@ -286,13 +296,14 @@ class TunnelService(Service):
         for endpoint in self._admin_endpoints:
             place = cast("Place", self._settings.admin)
             opening = listen(endpoint, place, self._admin_site, "--admin")
-            opening.addCallback(self.admin_ports.append)
+            opening.addCallback(self._guard.add_admin).addCallback(self.admin_ports.append)
             opening.addErrback(failures.append)
         if failures:
             self._close_ports()
             self._close_admin_ports()
             self._doors = []
             self._stop_polling()
+            self._guard.reserve.release()
             failures[0].raiseException()
 
     def _stop_polling(self) -> None:
@@ -304,17 +315,17 @@ class TunnelService(Service):
         door.listener = describe_address(port.getHost())
         if self._poller is not None and type(port) is Port and port.factory is door:
             accept_for(self._poller, port)
+        self._guard.add(port, door.listener)
         self.ports.append(port)
 
-    def _accept_nobody(self) -> None:
-        for port in self.ports:
-            accept_nobody(port)
-
-    def _accept_again(self) -> None:
-        for port in self.ports:
-            accept_again(port)
+    def _hung_up(self, listener: str, peer: str, said: str) -> None:
+        connection = ConnectionInfo(
+            id=self._next_id(), peer=peer, listener=listener, generation=self._generation.number
+        )
+        self._events(not_accepted(connection, said))
 
     def _close_ports(self) -> list[Deferred[None]]:
+        self._guard.clear()
         ports, self.ports = self.ports, []
         return _close(ports)
 
@@ -382,6 +393,7 @@ class TunnelService(Service):
         self._doors = []
         self._drain = None
         self._stop_polling()
+        self._guard.reserve.release()
         return DeferredList(self._close_admin_ports())
 
 

@@ -36,6 +36,10 @@ def socket_address(one: socket.socket) -> IAddress:
     return kind("TCP", *name[:2])
 
 
+def _failed(error: OSError) -> None:
+    _log.warn("cannot accept: {said}", said=error.strerror)
+
+
 @implementer(IListeningPort, IReadDescriptor)
 class UNIXAcceptor:
     """
@@ -43,11 +47,13 @@ class UNIXAcceptor:
 
     Twisted's own port would make it readable for everybody when it adopts it, and would remove its
     file and shut it down, for all who have it, when it stops.
+
+    :ivar socket: may be replaced by what stands for it
     """
 
     def __init__(self, reactor: Any, descriptor: int, factory: IProtocolFactory) -> None:
         self._reactor = reactor
-        self._socket = socket.socket(fileno=descriptor)
+        self.socket: Any = socket.socket(fileno=descriptor)
         self._factory = factory
         self._accepts = False
 
@@ -58,14 +64,14 @@ class UNIXAcceptor:
 
     def stopListening(self) -> None:
         """Accept no more."""
-        if self._socket.fileno() >= 0:
+        if self.socket.fileno() >= 0:
             self.stopReading()
-            self._socket.close()
+            self.socket.close()
             self._factory.doStop()
 
     def getHost(self) -> IAddress:
         """Where it is."""
-        return socket_address(self._socket)
+        return socket_address(self.socket)
 
     def startReading(self) -> None:
         """Accept who connects."""
@@ -73,7 +79,7 @@ class UNIXAcceptor:
         self._go_on()
 
     def _go_on(self) -> None:
-        if self._accepts and self._socket.fileno() >= 0:
+        if self._accepts and self.socket.fileno() >= 0:
             self._reactor.addReader(self)
 
     def stopReading(self) -> None:
@@ -83,7 +89,7 @@ class UNIXAcceptor:
 
     def fileno(self) -> int:
         """For the reactor."""
-        return self._socket.fileno()
+        return int(self.socket.fileno())
 
     def logPrefix(self) -> str:
         """For the reactor's log."""
@@ -97,17 +103,23 @@ class UNIXAcceptor:
         """Somebody has connected."""
         for _ in range(MOST_ACCEPTS):
             try:
-                client, _name = self._socket.accept()
+                client, _name = self.socket.accept()
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
                 return
             except OSError as error:
-                _log.warn("cannot accept: {said}", said=error.strerror)
+                _failed(error)
                 self._reactor.removeReader(self)
                 self._reactor.callLater(ACCEPT_PAUSE_SECONDS, self._go_on)
                 return
             with client:
                 client.setblocking(False)
-                self._reactor.adoptStreamConnection(client.fileno(), socket.AF_UNIX, self._factory)
+                try:
+                    # It duplicates the descriptor.
+                    self._reactor.adoptStreamConnection(
+                        client.fileno(), socket.AF_UNIX, self._factory
+                    )
+                except OSError as error:
+                    getattr(self.socket, "failed", _failed)(error)
 
 
 class SocketAdoptingReactor:

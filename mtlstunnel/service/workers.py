@@ -17,6 +17,7 @@ from twisted.logger import Logger
 
 from mtlstunnel.errors import ListenError, MtlstunnelError
 from mtlstunnel.limits import shares
+from mtlstunnel.service.accept_guard import AcceptGuard
 from mtlstunnel.service.admin import admin_site
 from mtlstunnel.service.audit import AuditLog
 from mtlstunnel.service.backoff import Backoff
@@ -96,6 +97,13 @@ class WorkersService(Service):
         self._posts = [_Post(index) for index in range(workers)]
         self._families: list[tuple[int, ...]] = []
         self._gone = Report()
+        # Clients are accepted by the workers.
+        self._guard = AcceptGuard(
+            reactor,
+            self._gone.metrics.accept_failures,
+            lambda *_: None,
+            has_admin=settings.admin is not None,
+        )
         self._restarts = 0
         self._started: datetime.datetime | None = None
         self._draining = False
@@ -154,6 +162,7 @@ class WorkersService(Service):
                 f"--workers: {sys.executable or 'the interpreter'} cannot be run from here, so no "
                 "worker can be started; leave out --workers, or --chroot"
             )
+        self._guard.reserve.fill()
         crowd = self._settings.crowd
         copies = len(self._posts) if one_for_each(sys.platform, crowd) else 1
         try:
@@ -172,6 +181,7 @@ class WorkersService(Service):
         assert self._settings.admin is not None
         found: list[Any] = []
         opening = listen(endpoint, self._settings.admin, self._admin_site, "--admin")
+        opening.addCallback(self._guard.add_admin)
         opening.addCallbacks(self.admin_ports.append, found.append)
         if found:
             found[0].raiseException()
@@ -339,6 +349,8 @@ class WorkersService(Service):
             port.stopListening()
 
     def _close_admin_ports(self) -> list[Deferred[None]]:
+        self._guard.clear()
+        self._guard.reserve.release()
         ports, self.admin_ports = self.admin_ports, []
         closing = (port.stopListening() for port in ports)
         return [one for one in closing if isinstance(one, Deferred)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import resource
 import select
 import socket
@@ -329,6 +330,76 @@ class Descriptors(LimitsTestCase):
             sock.close()
         self.recovers(tunnel)
 
+    def test_admin_answers_while_no_descriptor_is_left_and_the_loss_is_counted(
+        self,
+    ) -> None:
+        self.check_exhausted()
+
+    def test_with_workers_the_loss_is_told_and_counted_too(self) -> None:
+        self.check_exhausted("--workers", "2")
+
+    def test_on_a_unix_socket_the_loss_is_told_and_counted_too(self) -> None:
+        place = self.directory / "door.sock"
+        self.check_exhausted("--workers", "2", place=place)
+
+    def check_exhausted(self, *options: str, place: Path | None = None) -> None:
+        admin = self.directory / "admin.sock"
+        tunnel = self.door(
+            self.serve(echo),
+            *("--max-handshakes", "0", "--handshake-timeout", "600"),
+            *("--admin", f"unix:{admin}", *options),
+            port=("127.0.0.1:0",) if place is None else (f"unix:{place}",),
+            descriptors=64,
+        )
+        if options:
+            for number in (1, 2):
+                tunnel.wait_for_log(rf"worker {number} \(pid \d+\): ready")
+        address: Any = tunnel.address if place is None else str(place)
+        held = [self.connect(address) for _ in range(250)]
+        until(lambda: sum(map(_is_over, held)) >= 250 - 128, "hung up on those too many")
+        tunnel.wait_for_log(
+            r"connections? (was|were) not accepted, \d+ in all: no descriptor is left \(EMFILE\): "
+            r"\d+ of 64 are open; raise LimitNOFILE="
+        )
+        event = tunnel.wait_for("refused", reason="other")
+        self.assertIn("no descriptor is left (EMFILE)", event["detail"])
+        # By a report, where there are workers; more than once, so that none is used up.
+        until(lambda: self.not_accepted(admin) >= 250 - 128, "counted")
+        for _ in range(20):
+            self.assertGreaterEqual(self.not_accepted(admin), 250 - 128)
+        for sock in held:
+            sock.close()
+        if place is None:
+            self.recovers(tunnel)
+
+    def connect(self, address: Any) -> socket.socket:
+        """One that says nothing."""
+        sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+        self.addCleanup(sock.close)
+        sock.settimeout(PATIENCE)
+        sock.connect(address)
+        return sock
+
+    def not_accepted(self, admin: Path) -> int:
+        """How many the metrics have."""
+        found = re.search(
+            r'^mtlstunnel_accept_failures_total{reason="emfile"} (\d+)', self.page(admin), re.M
+        )
+        assert found is not None
+        return int(found[1])
+
+    def page(self, admin: Path) -> str:
+        """``/metrics``."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(PATIENCE)
+            client.connect(str(admin))
+            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            answer = b""
+            while part := client.recv(1 << 16):
+                answer += part
+        self.assertIn(b"200 OK", answer)
+        return answer.decode()
+
     def recovers(self, tunnel: Tunnel) -> None:
         """Good clients are served again, before long and from then on."""
 
@@ -392,7 +463,8 @@ class Descriptors(LimitsTestCase):
 def _told(tunnel: Tunnel) -> int:
     """How often it was told that there was no descriptor, for a client or for an upstream."""
     closed = [event["end"]["upstream"] for event in tunnel.events_named("closed")]
-    return closed.count("no_descriptors") + tunnel.output.count("EMFILE encountered")
+    refused = [event["detail"] for event in tunnel.events_named("refused")]
+    return closed.count("no_descriptors") + sum("EMFILE" in detail for detail in refused)
 
 
 def _is_over(sock: socket.socket) -> bool:
