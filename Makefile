@@ -28,7 +28,7 @@ VERSIONS = $(BIN)/python -c 'import platform; from importlib.metadata import ver
 	*(f"{name} {version(name)}" for name in ("Twisted", "pyOpenSSL", "cryptography")), sep=", ")'
 TRIAL = -m twisted.trial --temp-directory=.build/trial $(PARALLEL) $(TRIAL_FLAGS) $(TESTS)
 
-.PHONY: help demo test coverage fuzz soak lint format refused docs bench bench-quick bench-workers clean
+.PHONY: help demo test coverage fuzz soak lint format refused docs bench bench-quick bench-workers bench-latency clean
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -87,6 +87,10 @@ bench-quick: $(VENV)/stamp-test ## measure roughly in under two minutes, write n
 bench-workers: $(VENV)/stamp-test ## measure what two workers cost beside one process, write nothing
 	@echo "== bench-workers"
 	@$(BIN)/python -m benchmarks.sharing
+
+bench-latency: $(VENV)/stamp-test ## measure round trips beside bulk downloads, write nothing
+	@echo "== bench-latency"
+	@$(BIN)/python -m benchmarks.latency
 
 clean: ## remove what make made
 	@echo "== clean"

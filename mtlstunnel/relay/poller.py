@@ -11,6 +11,8 @@ something.  Where there is none, a :class:`ReactorWatcher` waits by the reactor'
 from __future__ import annotations
 
 import select
+from collections import OrderedDict
+from time import perf_counter
 from typing import Any, Protocol, cast
 
 from twisted.internet.interfaces import IReactorFDSet
@@ -30,6 +32,12 @@ _GONE = 8 | 16
 _MOST_EVENTS = 512
 """As many events are taken at once."""
 
+TURN_SECONDS = 0.004
+"""For how long bulk sockets are served before the others are looked at again."""
+
+LONGEST_TURN_SECONDS = 0.01
+"""For how long at most, where the others took longer than :data:`TURN_SECONDS`."""
+
 
 class Watched:
     """
@@ -38,14 +46,16 @@ class Watched:
     :ivar fd: its descriptor
     :ivar interest: what is waited for: :data:`READ`, :data:`WRITE`, both or 0
     :ivar registered: what the system was asked to tell of it
+    :ivar is_bulk: whether its last event moved so much that the next one waits for its turn
     """
 
-    __slots__ = ("__weakref__", "fd", "interest", "registered")
+    __slots__ = ("__weakref__", "fd", "interest", "is_bulk", "registered")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.interest = 0
         self.registered = 0
+        self.is_bulk = False
 
     def doRead(self) -> None:
         """There may be something to read."""
@@ -131,6 +141,12 @@ class Poller:
 
     What is wanted no more is not told to the system until it comes up: most pauses end before
     anything has come.  A socket that is closed leaves the system's list by itself.
+
+    Sockets that carry bulk (:attr:`Watched.is_bulk`) stand in a queue.  Each iteration serves all
+    other sockets that are ready, gives the reactor its turn, and then serves the queue for
+    :data:`TURN_SECONDS`.  So a small message waits for a few batches and not for a batch of every
+    bulk transfer.  Bulk gets as much time as the others took, but :data:`LONGEST_TURN_SECONDS` at
+    most.
     """
 
     def __init__(self, reactor: Any, descriptor: int) -> None:
@@ -140,6 +156,8 @@ class Poller:
         self._reactor = reactor
         self._descriptor = descriptor
         self._watched: dict[int, Watched] = {}
+        self._queue: OrderedDict[Watched, int] = OrderedDict()
+        """Bulk sockets that are ready, each with its event, in the order of their turns."""
         self._epoll: select.epoll | None = None
         self._users = 0
 
@@ -165,6 +183,7 @@ class Poller:
             for one in self._watched.values():
                 one.registered = 0
             self._watched.clear()
+            self._queue.clear()
 
     def read(self, one: Watched) -> None:
         """See :meth:`Watcher.read`."""
@@ -190,12 +209,14 @@ class Poller:
         """See :meth:`Watcher.forget`."""
         if one.registered:
             self._watched.pop(one.fd, None)
+            self._queue.pop(one, None)
         one.interest = one.registered = 0
 
     def hand_over(self, one: Watched, to: Watched) -> None:
         """See :meth:`Watcher.hand_over`."""
         if one.registered:
             self._watched[one.fd] = to
+            self._queue.pop(one, None)
             to.registered = one.registered
         one.interest = one.registered = 0
 
@@ -215,27 +236,40 @@ class Poller:
 
     def _iterate(self, delay: float | None) -> None:
         """In place of the reactor's ``doIteration``."""
-        watched = self._watched
+        watched, queue = self._watched, self._queue
         is_reactors_turn = False
         epoll = cast("select.epoll", self._epoll)
-        for fd, event in epoll.poll(delay, _MOST_EVENTS):
+        events = epoll.poll(0 if queue else delay, _MOST_EVENTS)
+        began = perf_counter()
+        for fd, event in events:
             one = watched.get(fd)
             if one is None:
                 is_reactors_turn = is_reactors_turn or fd == self._descriptor
-                continue
-            if event & _GONE:
-                event |= READ | WRITE
-            try:
-                if event & one.interest & READ:
-                    one.doRead()
-                if event & one.interest & WRITE:
-                    one.doWrite()
-                if event & one.registered & ~one.interest:
-                    self._tell_system(one)
-            except Exception:
-                self._failed(one)
+            elif one.is_bulk:
+                queue[one] = event
+            else:
+                self._serve(one, event)
         if is_reactors_turn:
             self._do_iteration(0)
+        if queue:
+            now = perf_counter()
+            until = now + min(max(now - began, TURN_SECONDS), LONGEST_TURN_SECONDS)
+            while queue and now < until:
+                self._serve(*queue.popitem(last=False))
+                now = perf_counter()
+
+    def _serve(self, one: Watched, event: int) -> None:
+        if event & _GONE:
+            event |= READ | WRITE
+        try:
+            if event & one.interest & READ:
+                one.doRead()
+            if event & one.interest & WRITE:
+                one.doWrite()
+            if event & one.registered & ~one.interest:
+                self._tell_system(one)
+        except Exception:
+            self._failed(one)
 
     def _failed(self, one: Watched) -> None:
         why = Failure()

@@ -21,6 +21,9 @@ So much is read at once at first.  As long as the other side takes all of it, re
 up to what the buffer holds; where it does not, smaller: what it leaves must be held.
 """
 
+BULK = 32 * 1024
+"""Bytes of one read from which on a lane waits for its turn; so does one that holds bytes."""
+
 _NOT_YET = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS})
 
 
@@ -145,6 +148,7 @@ class SocketLane(Watched):
             self._drop(size)
             return
         if size:
+            self.is_bulk = size >= BULK
             self.owner.received(self._view[:size])
             if size == self._most or self.interest & READ == 0:
                 self._resize()
@@ -190,6 +194,7 @@ class SocketLane(Watched):
             self.moved += 1
         if size == len(data):
             return True
+        self.is_bulk = True
         self._out = bytearray(data[size:])
         self.held = len(data) - size
         self._watcher.write(self)

@@ -823,6 +823,21 @@ class SocketLaneAlone(TestCase):
         lane.doRead()
         self.assertEqual((owner.data, owner.told), (b"the rest", ["broken", "ended"]))
 
+    def test_it_is_bulk_while_it_reads_much_or_holds_bytes(self) -> None:
+        _, lane, theirs = self.connected()
+        lane.start()
+        self.assertFalse(lane.is_bulk)
+        theirs.send(bytes(FIRST_READ))
+        lane.doRead()
+        self.assertTrue(lane.is_bulk)
+        theirs.send(b"small")
+        lane.doRead()
+        self.assertFalse(lane.is_bulk)
+        self.assertTrue(lane.send(memoryview(b"small")))
+        self.assertFalse(lane.is_bulk)
+        self.assertFalse(lane.send(memoryview(PATTERN)))
+        self.assertTrue(lane.is_bulk)
+
     def test_the_transport_that_is_closed_by_others_loses_it(self) -> None:
         owner, lane, _ = self.connected()
         lane.start()

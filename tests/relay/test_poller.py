@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from twisted.internet import reactor
@@ -13,7 +15,14 @@ from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from mtlstunnel.relay.poller import READ, ReactorWatcher, Watched, poller_of, watcher_of
+from mtlstunnel.relay.poller import (
+    LONGEST_TURN_SECONDS,
+    READ,
+    ReactorWatcher,
+    Watched,
+    poller_of,
+    watcher_of,
+)
 from tests.relay.sockets import Peer, Steps, start_poller, turns, until
 
 
@@ -236,6 +245,89 @@ class ByAPoller(Watching, TestCase):
         self.watcher.read(one)
         peer.push(b"still here")
         yield until(lambda: one.received == b"still here")
+
+
+class BulkTests(Watching, TestCase):
+    """Sockets that carry bulk take turns, and the others do not wait for all of them."""
+
+    BUSY = 0.002
+    """Seconds that each bulk event takes at least."""
+
+    def make_watcher(self) -> Any:
+        return start_poller(self)
+
+    def bulk(self, count: int, order: list[Watched]) -> list[One]:
+        """Sockets with endless input, each event of which takes a while."""
+
+        def work(one: One) -> None:
+            order.append(one)
+            until = time.perf_counter() + self.BUSY
+            while time.perf_counter() < until:
+                pass
+
+        made = []
+        for _ in range(count):
+            one, peer = self.pair(work)
+            peer.push(bytes(100_000))
+            one.is_bulk = True
+            made.append(one)
+        return made
+
+    @inlineCallbacks
+    def test_a_small_message_waits_for_a_few_batches_only(self) -> Steps:
+        order: list[Watched] = []
+        bulk = self.bulk(20, order)
+        small, peer = self.pair(lambda one: (order.append(one), peer.push(b".")))
+        for one in (*bulk, small):
+            self.watcher.read(one)
+        peer.push(b".")
+        yield until(lambda: small.reads > 20)
+        at = [index for index, one in enumerate(order) if one is small]
+        most = max(later - earlier - 1 for earlier, later in pairwise(at))
+        # As many as fit into the longest turn, and the last of them may begin just before its end.
+        self.assertLessEqual(most, LONGEST_TURN_SECONDS / self.BUSY + 1)
+        self.assertIn(bulk[0], order)
+
+    @inlineCallbacks
+    def test_bulk_is_served_in_turn_beside_endless_small_messages(self) -> Steps:
+        order: list[Watched] = []
+        bulk = self.bulk(5, order)
+        small, peer = self.pair(lambda one: peer.push(b"."))
+        for one in (*bulk, small):
+            self.watcher.read(one)
+        peer.push(b".")
+        yield until(lambda: len(order) >= 20)
+        counts = [one.reads for one in bulk]
+        self.assertLessEqual(max(counts) - min(counts), 2)
+
+    @inlineCallbacks
+    def test_timers_and_threads_go_on_beside_bulk(self) -> Steps:
+        order: list[Watched] = []
+        for one in self.bulk(10, order):
+            self.watcher.read(one)
+        clock: Any = reactor
+        for _ in range(5):
+            before = len(order)
+            fired: Deferred[None] = Deferred()
+            clock.callLater(0, fired.callback, None)
+            yield fired
+            self.assertLessEqual(len(order) - before, 2 * LONGEST_TURN_SECONDS / self.BUSY + 2)
+        answer = yield deferToThread(lambda: "from a thread")
+        self.assertEqual(answer, "from a thread")
+
+    @inlineCallbacks
+    def test_one_that_is_forgotten_loses_its_turn(self) -> Steps:
+        order: list[Watched] = []
+        bulk = self.bulk(10, order)
+        last = bulk[-1]
+        bulk[0].heard = lambda _: self.watcher.forget(last)
+        for one in bulk:
+            self.watcher.read(one)
+        yield until(lambda: bulk[0].reads)
+        self.assertEqual(last.reads, 0)
+        before = len(order)
+        yield until(lambda: len(order) > before + 10)
+        self.assertEqual(last.reads, 0)
 
 
 class WhoCan(SynchronousTestCase):
