@@ -13,6 +13,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from mtlstunnel.errors import SettingsError
+from mtlstunnel.service.admin_channel import AdminChannel, AdminClients
 from mtlstunnel.service.metrics import Dates, Look, Situation
 
 PATHS = ("/healthz", "/readyz", "/metrics", "/status")
@@ -75,7 +76,12 @@ class AdminSite(Site):
     """A site that does not write each request into the log, and waits for nobody for long."""
 
     noisy = False
+    protocol = AdminChannel  # type: ignore[assignment]
     requestFactory = AdminRequest
+
+    def __init__(self, root: Resource, reactor: Any) -> None:
+        super().__init__(root, timeout=None, reactor=reactor)
+        self.clients = AdminClients(reactor)
 
     def log(self, request: Any) -> None:
         """Say nothing: health checks come every few seconds."""
@@ -122,7 +128,7 @@ def admin_site(look: Look, now: Callable[[], datetime.datetime], reactor: Any) -
     root.putChild(b"", _Leaf(lambda _accept: Page(("\n".join(PATHS) + "\n").encode("ascii"))))
     for path, make in zip(PATHS, (healthz, readyz, metrics, status), strict=True):
         root.putChild(path[1:].encode("ascii"), _Leaf(make))
-    return AdminSite(root, timeout=10, reactor=reactor)
+    return AdminSite(root, reactor)
 
 
 def _date(moment: datetime.datetime | None) -> str | None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
 import os
 import socket
 import threading
+import time
 
+from mtlstunnel.service.admin_channel import CLIENT_SECONDS, MOST_CLIENTS
 from tests import pki
 from tests.service.test_metrics import value
 from tests.system.harness import (
@@ -24,6 +27,17 @@ from tests.system.harness import (
     Tunnel,
     run,
 )
+
+
+def _is_gone(link: socket.socket) -> bool:
+    """Whether the other side has ended a connection, which has nothing to say else."""
+    link.settimeout(0.5)
+    try:
+        return not link.recv(1)
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
 
 
 class AdminTests(SystemTestCase):
@@ -111,6 +125,40 @@ class AdminTests(SystemTestCase):
         """What it has open, where the system tells."""
         folder = f"/proc/{tunnel.process.pid}/fd"
         return os.listdir(folder) if os.path.isdir(folder) else []
+
+    def test_slow_clients_are_cut_off_and_shut_out_no_health_check(self) -> None:
+        for workers in ((), ("--workers", "2")):
+            tunnel = self.door(self.serve(), "--admin", "0", *workers)
+            found = tunnel.wait_for_log(r"health and metrics on 127\.0\.0\.1:(\d+): /healthz")
+            address = ("127.0.0.1", int(found[1]))
+            begun = time.monotonic()
+            slow = [socket.create_connection(address, PATIENCE) for _ in range(3)]
+            for link in slow:
+                self.addCleanup(link.close)
+            silent, dripping, half = slow
+            half.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+            self.assertEqual(self.ask(tunnel, "/healthz"), "ok\n")
+            while not _is_gone(dripping):
+                self.assertLess(time.monotonic() - begun, PATIENCE)
+                dripping.settimeout(0.5)
+                with contextlib.suppress(OSError):
+                    dripping.sendall(b"G")
+            # Not when each byte makes its time begin anew.
+            self.assertGreater(time.monotonic() - begun, CLIENT_SECONDS - 1)
+            for link in (silent, half):
+                link.settimeout(PATIENCE)
+                with contextlib.suppress(ConnectionResetError):
+                    self.assertEqual(link.recv(1), b"")
+            idle = [socket.create_connection(address, PATIENCE) for _ in range(3 * MOST_CLIENTS)]
+            for link in idle:
+                self.addCleanup(link.close)
+            self.assertEqual(self.ask(tunnel, "/healthz"), "ok\n")
+            for link in idle[: 2 * MOST_CLIENTS]:
+                link.settimeout(PATIENCE)
+                with contextlib.suppress(ConnectionResetError):
+                    self.assertEqual(link.recv(1), b"")
+            self.assertNotIn("client", tunnel.output.partition("/healthz")[2])
+            self.stop(tunnel)
 
     def test_lost_lines_of_the_audit_log_are_counted(self) -> None:
         if not os.path.exists("/dev/full"):
