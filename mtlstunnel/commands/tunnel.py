@@ -309,9 +309,17 @@ def makeService(options: Options) -> IService:
         if workers > 1:
             check_account(account.uid, account.gid)
         tunnel: TunnelService | WorkersService = (
-            TunnelService(settings, reactor, audit.log, poller=poller_of(reactor))
+            TunnelService(
+                settings,
+                reactor,
+                audit.log,
+                poller=poller_of(reactor),
+                lost_log_lines=lambda: queued_log.lost_lines,
+            )
             if workers == 1
-            else WorkersService(settings, reactor, audit.log, workers)
+            else WorkersService(
+                settings, reactor, audit.log, workers, lambda: queued_log.lost_lines
+            )
         )
         # Before twistd writes its pid file, and while somebody looks.
         check_free(settings.listen)

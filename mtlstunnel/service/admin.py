@@ -112,8 +112,9 @@ def admin_site(look: Look, now: Callable[[], datetime.datetime], reactor: Any) -
         if now.ready:
             return Page(b"ready\n")
         if now.workers is not None and now.listeners:
-            said = f"{now.workers.ready} of {now.workers.wanted} workers ready\n"
-            return Page(said.encode("ascii"), status=503)
+            said = [f"{now.workers.ready} of {now.workers.wanted} workers ready"]
+            said += [f"{one} does not answer" for one in now.workers.silent]
+            return Page("\n".join([*said, ""]).encode("ascii"), status=503)
         return Page(b"not listening\n", status=503)
 
     def metrics(accept: str) -> Page:
@@ -170,4 +171,11 @@ def status_of(now: Situation, at: datetime.datetime) -> dict[str, object]:
         "bytes_in": now.bytes_in,
         "bytes_out": now.bytes_out,
         "audit_lines_lost": now.lost_lines,
+        "log_lines_lost": now.lost_log_lines,
+        "accept_failures": {
+            reason: count for reason, count in counted.accept_failures.items() if count
+        },
+        "handshakes": {"in_progress": now.in_handshake, "limit": now.most_handshakes},
+        "waiting": now.waiting,
+        "descriptors": [attrs.asdict(one) for one in now.descriptors],
     }

@@ -39,6 +39,10 @@ class LineWriter(Protocol):
     def lost_lines(self) -> int:
         """How many it could not write so far."""
 
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes of lines it has not written yet."""
+
     def write_lines(self, lines: Sequence[str], at: datetime.datetime) -> None:
         """
         Write some lines, or count all of them as lost.
@@ -69,6 +73,11 @@ class AuditLog:
     def lost_lines(self) -> int:
         """How many lines could not be written so far."""
         return 0 if self._writer is None else self._writer.lost_lines
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes of lines wait to be written."""
+        return 0 if self._writer is None else self._writer.waiting_bytes
 
     def __call__(self, event: Event) -> None:
         """Write one event."""

@@ -116,6 +116,11 @@ class LineFile:
         self._destination.close()
 
     @property
+    def waiting_bytes(self) -> int:
+        """How many bytes of a line that was begun are not written."""
+        return len(self._begun) - self._written
+
+    @property
     def _lost_in_all(self) -> int:
         return self.lost_lines + self.skipped_lines
 

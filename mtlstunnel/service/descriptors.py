@@ -43,6 +43,26 @@ def descriptor_limit() -> int:
     return limit
 
 
+@attrs.frozen
+class Descriptors:
+    """
+    Those of a process.
+
+    :ivar process: ``main``, or ``worker 1`` and so on
+    :ivar open: how many are open
+    :ivar limit: how many may be
+    """
+
+    process: str
+    open: int
+    limit: int
+
+    @classmethod
+    def here(cls) -> Descriptors:
+        """Those of this process."""
+        return cls("main", open_descriptors(), descriptor_limit())
+
+
 class DescriptorReserve:
     """
     Descriptors that are open to be closed when no other can be had.

@@ -65,6 +65,22 @@ def families(now: Situation) -> Iterator[Metric]:
     """Every metric there is; their names are a contract (see docs/reference.md)."""
     counted = now.metrics
     yield _gauge("connections_open", "Clients that are in.", now.open)
+    yield _gauge("connections_limit", "Of --max-connections; 0: none.", now.most_connections)
+    yield _gauge("waiting", "Clients that wait for a place.", now.waiting)
+    yield _gauge("handshakes_in_progress", "Handshakes in progress.", now.in_handshake)
+    yield _gauge("handshakes_limit", "Of --max-handshakes; 0: none.", now.most_handshakes)
+    yield _gauges(
+        "open_fds",
+        "Descriptors that are open.",
+        "process",
+        {one.process: one.open for one in now.descriptors},
+    )
+    yield _gauges(
+        "max_fds",
+        "Descriptors that may be open.",
+        "process",
+        {one.process: one.limit for one in now.descriptors},
+    )
     yield _counter("connections", "Clients that were let in.", counted.accepted)
     yield _counters("handshakes_refused", "Clients refused.", "reason", counted.refused)
     yield _counters(
@@ -139,6 +155,20 @@ def families(now: Situation) -> Iterator[Metric]:
     workers = now.workers or Workers(ready=1, wanted=1, restarts=0)
     yield _gauge("workers", "Processes that serve.", workers.ready)
     yield _counter("worker_restarts", "Workers that died.", workers.restarts)
+    yield _gauge("workers_silent", "Workers that do not answer.", len(workers.silent))
+    yield _counter("worker_hangs", "Workers killed since they did not answer.", workers.hangs)
+    yield _gauges(
+        "worker_age_seconds",
+        "Since each worker was started.",
+        "worker",
+        {str(number): age for number, age in workers.ages.items()},
+    )
+    yield _gauge(
+        "audit_waiting_bytes",
+        "Bytes of lines the audit log has not taken yet.",
+        now.audit_waiting_bytes,
+    )
+    yield _counter("log_lines_lost", "Lines the log could not take.", now.lost_log_lines)
     yield _counter("audit_lines_lost", "Lines the audit log could not take.", now.lost_lines)
 
 

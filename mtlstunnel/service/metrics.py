@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from mtlstunnel.events import AcceptedClient, Closed, Event, Probe, RefusedClient, Reloaded
+from mtlstunnel.service.descriptors import Descriptors
 from mtlstunnel.trust.reasons import Reason
 
 _DAY = 86400.0
@@ -220,11 +221,19 @@ class Workers:
     :ivar ready: how many serve now
     :ivar wanted: how many there are to be
     :ivar restarts: how many were started in the place of one that died
+    :ivar silent: those that do not answer, as the log calls them
+    :ivar hangs: how many were killed because they did not answer
+    :ivar is_stuck: whether one that was killed does not end, so that it cannot be replaced
+    :ivar ages: seconds since each was started, by its number
     """
 
     ready: int
     wanted: int
     restarts: int
+    silent: tuple[str, ...] = ()
+    hangs: int = 0
+    is_stuck: bool = False
+    ages: dict[int, float] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)
@@ -237,6 +246,13 @@ class Situation:
     :ivar bytes_out: plaintext to clients so far, those that are in included
     :ivar lost_lines: lines that the audit log could not take
     :ivar generation: which set of trust anchors judges now
+    :ivar lost_log_lines: lines that the log of twistd could not take
+    :ivar audit_waiting_bytes: bytes of lines that the audit log has not taken yet
+    :ivar in_handshake: clients in their handshake
+    :ivar most_handshakes: how many may be; 0 for no limit
+    :ivar waiting: clients that have finished their handshake and wait for a place
+    :ivar most_connections: how many may be in; 0 for no limit
+    :ivar descriptors: those of each process
     :ivar ready: whether clients can come in
     :ivar workers: the processes that serve; None where that is this one
     """
@@ -255,6 +271,13 @@ class Situation:
     server_not_after: datetime.datetime
     started: datetime.datetime | None
     workers: Workers | None = None
+    lost_log_lines: int = 0
+    audit_waiting_bytes: int = 0
+    in_handshake: int = 0
+    most_handshakes: int = 0
+    waiting: int = 0
+    most_connections: int = 0
+    descriptors: tuple[Descriptors, ...] = ()
 
 
 Look = Callable[[], Situation]

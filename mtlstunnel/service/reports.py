@@ -21,6 +21,12 @@ class Report:
     bytes_in: int = 0
     bytes_out: int = 0
     lost_lines: int = 0
+    lost_log_lines: int = 0
+    in_handshake: int = 0
+    most_handshakes: int = 0
+    waiting: int = 0
+    open_descriptors: int = 0
+    descriptor_limit: int = 0
 
     @classmethod
     def of(cls, now: Situation) -> Report:
@@ -31,6 +37,12 @@ class Report:
             bytes_in=now.bytes_in,
             bytes_out=now.bytes_out,
             lost_lines=now.lost_lines,
+            lost_log_lines=now.lost_log_lines,
+            in_handshake=now.in_handshake,
+            most_handshakes=now.most_handshakes,
+            waiting=now.waiting,
+            open_descriptors=sum(one.open for one in now.descriptors),
+            descriptor_limit=sum(one.limit for one in now.descriptors),
         )
 
     def as_plain(self) -> dict[str, Any]:
@@ -44,25 +56,32 @@ class Report:
 
         :raises LookupError, TypeError, ValueError: it is something else
         """
-        return cls(
-            metrics=Metrics.of_plain(plain["metrics"]),
-            open=int(plain["open"]),
-            bytes_in=int(plain["bytes_in"]),
-            bytes_out=int(plain["bytes_out"]),
-            lost_lines=int(plain["lost_lines"]),
-        )
+        numbers = {
+            field.name: int(plain[field.name])
+            for field in attrs.fields(cls)
+            if field.name != "metrics"
+        }
+        return cls(metrics=Metrics.of_plain(plain["metrics"]), **numbers)
 
     def add(self, other: Report) -> None:
         """Take in what another reports."""
         self.metrics.add(other.metrics)
-        self.open += other.open
-        self.bytes_in += other.bytes_in
-        self.bytes_out += other.bytes_out
-        self.lost_lines += other.lost_lines
+        for field in attrs.fields(Report):
+            if field.name != "metrics":
+                both = getattr(self, field.name) + getattr(other, field.name)
+                setattr(self, field.name, both)
 
     def without_open(self) -> Report:
         """What is left of it when its process is gone."""
-        return attrs.evolve(self, open=0)
+        return attrs.evolve(
+            self,
+            open=0,
+            in_handshake=0,
+            most_handshakes=0,
+            waiting=0,
+            open_descriptors=0,
+            descriptor_limit=0,
+        )
 
 
 def total(reports: Iterable[Report]) -> Report:

@@ -58,6 +58,7 @@ class Systemd:
         self._has_warned = False
         self._is_ready = False
         self._is_stopping = False
+        self._status = ""
         if self._address:
             # It also connects, as long as the address is within reach: a chroot may come.
             self._tell("STATUS=starting")
@@ -75,14 +76,23 @@ class Systemd:
             return
         self._is_ready = True
         pid = os.getpid()
-        self._tell("READY=1", f"MAINPID={pid}", f"STATUS={status_of(now)}")
+        self._tell("READY=1", f"MAINPID={pid}", *self._new_status(now))
         if seconds := watchdog_seconds(self._environment, pid):
             self._live(seconds / 2)
 
     def _live(self, every: float) -> None:
-        if not self._untold:
-            self._tell("WATCHDOG=1")
+        now = self._look()
+        # A worker that was killed and does not end cannot be replaced: a restart of all is left.
+        if not self._untold and not (now.workers is not None and now.workers.is_stuck):
+            self._tell("WATCHDOG=1", *self._new_status(now))
         self._clock.callLater(every, self._live, every)
+
+    def _new_status(self, now: Situation) -> tuple[str, ...]:
+        status = status_of(now)
+        if status == self._status or self._is_stopping:
+            return ()
+        self._status = status
+        return (f"STATUS={status}",)
 
     @contextmanager
     def reloading(self) -> Iterator[None]:
@@ -95,7 +105,8 @@ class Systemd:
         try:
             yield
         finally:
-            self._tell("READY=1", f"STATUS={status_of(self._look())}")
+            self._status = ""
+            self._tell("READY=1", *self._new_status(self._look()))
 
     def stopping(self) -> None:
         """Nothing more is accepted, and what is open may finish."""
@@ -186,6 +197,7 @@ def status_of(now: Situation) -> str:
     said.append("1 CA" if len(now.cas) == 1 else f"{len(now.cas)} CAs")
     if now.workers is not None:
         said.append(f"{now.workers.wanted} workers")
+        said += [f"{one} does not answer" for one in now.workers.silent]
     if not now.metrics.reload_success:
         said.append("the last reload failed and has changed nothing, see the log")
     return ", ".join(said)

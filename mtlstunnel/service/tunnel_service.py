@@ -30,9 +30,10 @@ from mtlstunnel.relay.poller import Poller, watcher_of
 from mtlstunnel.relay.socket_transport import accept_for
 from mtlstunnel.relay.tunnel import TunnelFactory
 from mtlstunnel.service.accept_guard import AcceptGuard
-from mtlstunnel.service.admin import PATHS, admin_site
+from mtlstunnel.service.admin import admin_site
+from mtlstunnel.service.announcing import announce, say_notes
 from mtlstunnel.service.audit import AuditLog, tell_all
-from mtlstunnel.service.descriptors import within_descriptors
+from mtlstunnel.service.descriptors import Descriptors, within_descriptors
 from mtlstunnel.service.draining import Drain
 from mtlstunnel.service.generation import Generation, load_generation
 from mtlstunnel.service.listening import listen, server_endpoints
@@ -81,6 +82,7 @@ class TunnelService(Service):
         events: EventSink | None = None,
         share: Share | None = None,
         poller: Poller | None = None,
+        lost_log_lines: Callable[[], int] = lambda: 0,
     ) -> None:
         """
         :param reactor: listens, dials and keeps time
@@ -88,8 +90,10 @@ class TunnelService(Service):
         :param share: where it is one of several that do the work of one; says nothing for itself
         :param poller: to wait for sockets in front of the reactor, started and stopped with the
             service; the reactor waits for them where None
+        :param lost_log_lines: how many lines the log could not take so far
         :raises MtlstunnelError: a bundle, certificate, key or endpoint cannot be used
         """
+        self._lost_log_lines = lost_log_lines
         self.ports: list[IListeningPort] = []
         self.admin_ports: list[IListeningPort] = []
         self.metrics = Metrics()
@@ -146,13 +150,21 @@ class TunnelService(Service):
 
     def situation(self) -> Situation:
         """How it is now; what ``--admin`` shows."""
-        live = self._tunnels.live
+        live, crowd = self._tunnels.live, self._crowd
+        audit = self._told if isinstance(self._told, AuditLog) else None
         return Situation(
             metrics=self.metrics,
             open=len(live),
             bytes_in=self.metrics.bytes_in + sum(one.bytes_in for one in live),
             bytes_out=self.metrics.bytes_out + sum(one.bytes_out for one in live),
-            lost_lines=self._told.lost_lines if isinstance(self._told, AuditLog) else 0,
+            lost_lines=0 if audit is None else audit.lost_lines,
+            audit_waiting_bytes=0 if audit is None else audit.waiting_bytes,
+            lost_log_lines=self._lost_log_lines(),
+            in_handshake=crowd.in_handshake,
+            most_handshakes=crowd.limits.handshakes or 0,
+            waiting=crowd.waiting,
+            most_connections=crowd.limits.connections,
+            descriptors=(Descriptors.here(),),
             generation=self._generation.number,
             cas=self._generation.cas,
             crls=self._generation.crls,
@@ -185,22 +197,7 @@ class TunnelService(Service):
         self, ports: Iterable[IListeningPort], admin_ports: Iterable[IListeningPort]
     ) -> None:
         """Say in the log what is so, and where it listens."""
-        self._say_notes()
-        count = len(self._generation.cas)
-        for port in ports:
-            _log.info(
-                "listening on {place} for clients of {cas}, upstream {upstream}",
-                place=describe_address(port.getHost()),
-                cas="1 CA" if count == 1 else f"{count} CAs",
-                upstream=str(self._settings.upstream),
-            )
-        for port in admin_ports:
-            place = describe_address(port.getHost())
-            _log.info("health and metrics on {place}: {paths}", place=place, paths=" ".join(PATHS))
-
-    def _say_notes(self) -> None:
-        for note in self._generation.notes:
-            _log.warn("{note}", note=note)
+        announce(self._generation, str(self._settings.upstream), ports, admin_ports)
 
     def reload(self, settings: TunnelSettings | None = None) -> bool:
         """
@@ -231,7 +228,7 @@ class TunnelService(Service):
             added=len(added),
             removed=len(removed),
         )
-        self._say_notes()
+        say_notes(self._generation)
         self._events(
             Reloaded(
                 generation=self._generation.number,

@@ -23,6 +23,7 @@ from zope.interface import implementer
 from mtlstunnel.relay.poller import poller_of
 from mtlstunnel.service.audit import AuditLog
 from mtlstunnel.service.audit_file import LineFile
+from mtlstunnel.service.heartbeats import BEAT_SECONDS
 from mtlstunnel.service.inherited_ports import inherited_endpoints
 from mtlstunnel.service.packing import unpacked
 from mtlstunnel.service.reports import Report
@@ -78,6 +79,7 @@ class Worker:
         self._reactor = reactor
         self._orders = orders
         self._reported = b""
+        self._lost_log_lines = 0
         self._is_leaving = False
         self._channel = Mouth(reactor, TELLS, self._all_told)
         reactor.addReader(Ear(TOLD, self._told, self._orphaned))
@@ -90,8 +92,8 @@ class Worker:
             # Such as that a port is closed, which each of them would say.
             return
         text = eventAsText(event, includeTimestamp=False, includeSystem=False)
-        if text:
-            self._channel.send("log", [level.name, text])
+        if text and not self._channel.send("log", [level.name, text]):
+            self._lost_log_lines += 1
 
     def start(self) -> None:
         """
@@ -116,12 +118,16 @@ class Worker:
             AuditLog(self._lines, utc_now),
             share,
             poller_of(self._reactor),
+            lambda: self._lost_log_lines,
         )
         self._service.startService()
         self._channel.send("ready", self._service.id_prefix)
         self._reporting = LoopingCall(self._report)
         self._reporting.clock = self._reactor
         self._reporting.start(REPORT_SECONDS)
+        self._beating = LoopingCall(self._channel.send, "beat")
+        self._beating.clock = self._reactor
+        self._beating.start(BEAT_SECONDS)
 
     def _report(self) -> None:
         report = json.dumps(Report.of(self._service.situation()).as_plain()).encode("ascii")
@@ -154,6 +160,7 @@ class Worker:
         self.status = 0 if is_clean else UNCLEAN
         self._service.stopService()
         self._reporting.stop()
+        self._beating.stop()
         self._lines.close(utc_now())
         self._report()
         # A parent that was stopped takes nothing.

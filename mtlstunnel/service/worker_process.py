@@ -15,6 +15,8 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from mtlstunnel.errors import SettingsError
+from mtlstunnel.service.descriptors import Descriptors
+from mtlstunnel.service.heartbeats import Heartbeat
 from mtlstunnel.service.reports import Report
 from mtlstunnel.service.systemd import VARIABLES
 from mtlstunnel.service.worker import ENTRY, NOT_FOR_WORKERS
@@ -44,6 +46,9 @@ class Owner(Protocol):
     def worker_events(self, lines: list[str]) -> None:
         """Events, as finished lines."""
 
+    def worker_answers(self, worker: WorkerProcess, silent: float) -> None:
+        """It was silent for some seconds, and is not any more."""
+
     def worker_client(self, worker: WorkerProcess, client: str, count: int) -> None:
         """How many connections a client has there."""
 
@@ -57,6 +62,7 @@ class WorkerProcess(ProcessProtocol):
 
     :ivar number: its name for people, counted from 1
     :ivar is_ready: whether it serves
+    :ivar heartbeat: whether it answers
     :ivar id_prefix: what the ids of its connections begin with
     :ivar is_clean: whether it has ended because it had nothing more to do
     :ivar report: what it reported last
@@ -75,6 +81,7 @@ class WorkerProcess(ProcessProtocol):
         self._rest_seconds = rest_seconds
         self.number = number
         self.is_ready = False
+        self.heartbeat = Heartbeat()
         self.id_prefix = ""
         self.is_clean = False
         self.report = Report()
@@ -91,6 +98,12 @@ class WorkerProcess(ProcessProtocol):
         if self._pid is None:
             return f"worker {self.number}"
         return f"worker {self.number} (pid {self._pid})"
+
+    def descriptors(self) -> Descriptors:
+        """Those of its process, as it has reported them."""
+        report = self.report
+        name = f"worker {self.number}"
+        return Descriptors(name, report.open_descriptors, report.descriptor_limit)
 
     def start(self, sockets: list[int], environment: dict[str, str]) -> None:
         """
@@ -132,6 +145,9 @@ class WorkerProcess(ProcessProtocol):
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         """It says something."""
         if childFD == TELLS:
+            silent = self.heartbeat.seconds
+            if self.heartbeat.beat():
+                self._owner.worker_answers(self, silent)
             self._lines.feed(data)
             if len(data) < _DRAINED and self._rest_seconds:
                 # Events come one by one, and to be woken for each costs more than the event.
@@ -156,8 +172,12 @@ class WorkerProcess(ProcessProtocol):
             _log.emit(level, "worker {number}: {text}", number=self.number, text=str(text))
         elif word == "report":
             self.report = Report.of_plain(value)
+        elif word == "beat":
+            # That it was heard of is enough.
+            pass
         elif word == "ready":
             self.is_ready = True
+            self.heartbeat.ready()
             self.id_prefix = str(value)
             self._owner.worker_is_ready(self)
         elif word == "client":

@@ -6,7 +6,7 @@ import base64
 import datetime
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -20,11 +20,12 @@ from mtlstunnel.limits import shares
 from mtlstunnel.service.accept_guard import AcceptGuard
 from mtlstunnel.service.admin import admin_site
 from mtlstunnel.service.audit import AuditLog
-from mtlstunnel.service.backoff import Backoff
+from mtlstunnel.service.descriptors import Descriptors
 from mtlstunnel.service.held_ports import HeldPort, hold, one_for_each
 from mtlstunnel.service.listening import listen, server_endpoints
-from mtlstunnel.service.metrics import Situation, Workers
+from mtlstunnel.service.metrics import Situation
 from mtlstunnel.service.packing import packed
+from mtlstunnel.service.posts import Post, Posts
 from mtlstunnel.service.reports import Report, total
 from mtlstunnel.service.tunnel_service import TunnelService
 from mtlstunnel.service.worker_messages import Orders
@@ -42,26 +43,6 @@ REST_SECONDS = 0.1
 _log = Logger(namespace="mtlstunnel")
 
 
-@attrs.define(eq=False)
-class _Post:
-    """
-    Where one worker after the other stands.
-
-    :ivar index: counted from 0
-    :ivar since: when the present one was started
-    """
-
-    index: int
-    worker: WorkerProcess | None = None
-    since: float = 0.0
-    backoff: Backoff = attrs.field(factory=Backoff)
-    next_start: IDelayedCall | None = None
-
-    @property
-    def is_ready(self) -> bool:
-        return self.worker is not None and self.worker.is_ready
-
-
 class WorkersService(Service):
     """
     What :class:`~mtlstunnel.service.tunnel_service.TunnelService` is, done by several processes.
@@ -73,12 +54,18 @@ class WorkersService(Service):
     """
 
     def __init__(
-        self, settings: TunnelSettings, reactor: Any, audit: AuditLog, workers: int
+        self,
+        settings: TunnelSettings,
+        reactor: Any,
+        audit: AuditLog,
+        workers: int,
+        lost_log_lines: Callable[[], int] = lambda: 0,
     ) -> None:
         """
         :param reactor: starts processes, and keeps time
         :param audit: gets the lines of all of them
         :param workers: how many there are to be
+        :param lost_log_lines: how many lines the log could not take so far
         :raises MtlstunnelError: a bundle, certificate, key, limit or endpoint cannot be used
         """
         self.ports: list[HeldPort] = []
@@ -94,7 +81,7 @@ class WorkersService(Service):
             self._admin_site = admin_site(self.situation, utc_now, reactor)
             self._admin_endpoints = server_endpoints(reactor, settings.admin, "--admin")
         self._environment = worker_environment()
-        self._posts = [_Post(index) for index in range(workers)]
+        self._posts = Posts(reactor, workers, lambda: self.ports)
         self._families: list[tuple[int, ...]] = []
         self._gone = Report()
         # Clients are accepted by the workers.
@@ -104,6 +91,7 @@ class WorkersService(Service):
             lambda *_: None,
             has_admin=settings.admin is not None,
         )
+        self._lost_log_lines = lost_log_lines
         self._restarts = 0
         self._started: datetime.datetime | None = None
         self._draining = False
@@ -114,8 +102,11 @@ class WorkersService(Service):
     def situation(self) -> Situation:
         """How it is now, all workers together; what ``--admin`` shows."""
         own = self._pattern.metrics
-        whole = total([self._gone, *(worker.report for worker in self._workers())])
-        ready = sum(post.is_ready for post in self._posts)
+        whole = total([self._gone, *(worker.report for worker in self._posts.workers())])
+        workers = self._posts.workers()
+        summary = self._posts.summary(self._restarts)
+        # One without a limit makes their sum one.
+        limits = [one.report.most_handshakes for one in workers]
         return attrs.evolve(
             self._pattern.situation(),
             metrics=attrs.evolve(
@@ -125,14 +116,17 @@ class WorkersService(Service):
             bytes_in=whole.bytes_in,
             bytes_out=whole.bytes_out,
             lost_lines=whole.lost_lines + self._audit.lost_lines,
-            ready=bool(self.running and self.ports) and ready == len(self._posts),
+            lost_log_lines=whole.lost_log_lines + self._lost_log_lines(),
+            in_handshake=whole.in_handshake,
+            most_handshakes=sum(limits) if all(limits) else 0,
+            waiting=whole.waiting,
+            most_connections=self._settings.crowd.connections,
+            descriptors=(Descriptors.here(), *(one.descriptors() for one in workers)),
+            ready=bool(self.running and self.ports) and summary.ready == summary.wanted,
             listeners=tuple(describe_address(port.getHost()) for port in self.ports),
             started=self._started,
-            workers=Workers(ready=ready, wanted=len(self._posts), restarts=self._restarts),
+            workers=summary,
         )
-
-    def _workers(self) -> Iterator[WorkerProcess]:
-        return (post.worker for post in self._posts if post.worker is not None)
 
     # The beginning ----------------------------------------------------------------------------
 
@@ -189,8 +183,10 @@ class WorkersService(Service):
     def _start_all(self) -> None:
         for post in self._posts:
             self._start(post)
+        if not self._draining:
+            self._posts.start()
 
-    def _start(self, post: _Post) -> None:
+    def _start(self, post: Post) -> None:
         post.next_start = None
         if self._draining:
             return
@@ -235,6 +231,14 @@ class WorkersService(Service):
     def worker_is_ready(self, worker: WorkerProcess) -> None:
         """See :class:`~mtlstunnel.service.worker_process.Owner`."""
         _log.info("{worker}: ready", worker=worker.title)
+        self._posts.steer()
+
+    def worker_answers(self, worker: WorkerProcess, silent: float) -> None:
+        """See :class:`~mtlstunnel.service.worker_process.Owner`."""
+        _log.info(
+            "{worker}: answers again, after {silent:.0f} s", worker=worker.title, silent=silent
+        )
+        self._posts.steer()
 
     def worker_events(self, lines: list[str]) -> None:
         """See :class:`~mtlstunnel.service.worker_process.Owner`."""
@@ -242,7 +246,7 @@ class WorkersService(Service):
 
     def worker_client(self, worker: WorkerProcess, client: str, count: int) -> None:
         """See :class:`~mtlstunnel.service.worker_process.Owner`."""
-        counts = {one: one.clients.get(client, 0) for one in self._workers()}
+        counts = {one: one.clients.get(client, 0) for one in self._posts.workers()}
         everywhere = sum(counts.values())
         for one, here in counts.items():
             if one is not worker:
@@ -250,7 +254,7 @@ class WorkersService(Service):
 
     def _clients_elsewhere(self, worker: WorkerProcess) -> dict[str, int]:
         counts: dict[str, int] = {}
-        for one in self._workers():
+        for one in self._posts.workers():
             if one is not worker:
                 for client, count in one.clients.items():
                     counts[client] = counts.get(client, 0) + count
@@ -261,6 +265,7 @@ class WorkersService(Service):
         post = self._posts[worker.number - 1]
         post.worker = None
         self._gone.add(worker.report.without_open())
+        self._posts.steer()
         for client in worker.clients:
             self.worker_client(worker, client, 0)
         if self._draining:
@@ -292,6 +297,7 @@ class WorkersService(Service):
         if not self._draining:
             self._draining = True
             self._is_clean = True
+            self._posts.stop()
             self._tell_all("drain")
             self._close_ports()
             for post in self._posts:
@@ -318,7 +324,7 @@ class WorkersService(Service):
         return DeferredList(self._close_admin_ports())
 
     def _tell_all(self, word: str, value: object = None) -> None:
-        for worker in self._workers():
+        for worker in self._posts.workers():
             worker.tell(word, value)
 
     def _set_overdue(self, seconds: float) -> None:
@@ -328,12 +334,12 @@ class WorkersService(Service):
 
     def _kill(self) -> None:
         self._overdue = None
-        for worker in self._workers():
+        for worker in self._posts.workers():
             _log.error("{worker} does not end, and is killed", worker=worker.title)
             worker.kill()
 
     def _look_if_over(self) -> None:
-        if any(True for _ in self._workers()):
+        if self._posts.workers():
             return
         if self._overdue is not None:
             self._overdue.cancel()

@@ -265,6 +265,35 @@ class TheWatchdog(SystemdTestCase):
             self.assertEqual(watchdog_seconds(environment, 7), seconds, environment)
 
 
+class HungWorkers(SystemdTestCase):
+    """What the manager hears of workers that do not answer."""
+
+    def workers(self, **changes: Any) -> None:
+        workers = Workers(ready=1, wanted=2, restarts=0, **changes)
+        self.now = situation(Metrics(), workers=workers)
+
+    def test_the_status_names_one_that_does_not_answer_and_the_watchdog_is_answered(self) -> None:
+        self.ready(WATCHDOG_USEC="4000000")
+        self.manager.hear_all()
+        self.workers(silent=("worker 2 (pid 7)",))
+        self.clock.advance(2)
+        (heard,) = self.manager.hear_all()
+        self.assertEqual(heard["WATCHDOG"], "1")
+        self.assertIn("worker 2 (pid 7) does not answer", heard["STATUS"])
+        self.clock.advance(2)
+        self.assertEqual(self.manager.hear_all(), [{"WATCHDOG": "1"}])
+
+    def test_where_one_cannot_be_replaced_the_watchdog_is_not_answered(self) -> None:
+        self.ready(WATCHDOG_USEC="4000000")
+        self.manager.hear_all()
+        self.workers(silent=("worker 2 (pid 7)",), is_stuck=True)
+        self.clock.advance(2)
+        self.assertEqual(self.manager.hear_all(), [])
+        self.workers()
+        self.clock.advance(2)
+        self.assertEqual(self.manager.hear_all()[0]["WATCHDOG"], "1")
+
+
 class NobodyThere(SystemdTestCase):
     """No variable, no socket, no room."""
 
