@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from twisted.internet.interfaces import IDelayedCall
+
 from mtlstunnel.relay.commands import Side
 from mtlstunnel.relay.lane import NOBODY, Lane
 from mtlstunnel.tls.records import BATCH, Inbound, RecordMachine
@@ -45,7 +47,9 @@ class PumpSide:
         "_discarding",
         "_ending",
         "_finished",
+        "_later",
         "_machine",
+        "_next_turn",
         "_on_bytes",
         "_owner",
         "lane",
@@ -63,9 +67,11 @@ class PumpSide:
         owner: PumpOwner,
         machine: RecordMachine | None,
         on_bytes: Callable[[RecordMachine], None],
+        later: Callable[[float, Callable[[], None]], IDelayedCall],
     ) -> None:
         """
         :param on_bytes: called with a machine that has grown, for whoever gives memory back
+        :param later: ``callLater`` of the loop, for what a machine has left for its next turn
         """
         self.side = side
         self.lane = lane
@@ -74,6 +80,8 @@ class PumpSide:
         self._machine = machine
         self._owner = owner
         self._on_bytes = on_bytes
+        self._later = later
+        self._next_turn: IDelayedCall | None = None
         self._discarding = False
         self._finished = False
         self._ending = False
@@ -116,6 +124,23 @@ class PumpSide:
             self._on_bytes(machine)
         if machine.inbound is not Inbound.OPEN:
             self._session_over(machine)
+        elif machine.rest:
+            self.lane.pause()
+            self._wait_for_turn()
+
+    def _wait_for_turn(self) -> None:
+        if self._next_turn is None:
+            self._next_turn = self._later(0, self._take_turn)
+
+    def _take_turn(self) -> None:
+        """Go on with what the machine had left, if the other side takes it."""
+        self._next_turn = None
+        machine = self._machine
+        if machine is None or self._must_wait():
+            return
+        self._decrypt(machine, _NOTHING)
+        if not machine.rest:
+            self.read_on()
 
     def _session_over(self, machine: RecordMachine) -> None:
         if self._finished:
@@ -161,7 +186,16 @@ class PumpSide:
 
     def read_on(self) -> None:
         """Read again, unless there is nobody to read for, or somebody who is still to take more."""
-        if not (self._finished or self.other.lane.held or self.lane.held > BATCH):
+        if not self._must_wait():
+            self._resume()
+
+    def _must_wait(self) -> bool:
+        return self._finished or self.other.lane.held > 0 or self.lane.held > BATCH
+
+    def _resume(self) -> None:
+        if self._machine is not None and self._machine.rest:
+            self._wait_for_turn()
+        else:
             self.lane.resume()
 
     def gone(self) -> None:
@@ -204,6 +238,9 @@ class PumpSide:
     def let_go(self) -> None:
         """The tunnel is over: leave no reference cycle around its session."""
         self.lane.owner = NOBODY
+        if self._next_turn is not None:
+            self._next_turn.cancel()
+            self._next_turn = None
         if hasattr(self, "other"):
             del self.other
 
@@ -211,7 +248,7 @@ class PumpSide:
         """Read this side to its end and drop what comes."""
         self._finished = False
         self._discarding = True
-        self.lane.resume()
+        self._resume()
 
 
 _NOTHING = memoryview(b"")

@@ -92,7 +92,14 @@ class Tunnel(Protocol):
             flushed=session.flushed,
         )
         session.receiver = lane
-        self._client = PumpSide(Side.CLIENT, lane, self, self._machine, factory.shrinker.noticed)
+        self._client = PumpSide(
+            Side.CLIENT,
+            lane,
+            self,
+            self._machine,
+            factory.shrinker.noticed,
+            factory.reactor.callLater,
+        )
         factory.live.add(self)
         # As long as there is a connection to the upstream, too.
         session.place.hold()
@@ -183,7 +190,9 @@ class Tunnel(Protocol):
             factory.reactor, factory.watcher, transport, factory.buffers.wire_in, flushed=True
         )
         upstream.receiver = lane
-        self._upstream = PumpSide(Side.UPSTREAM, lane, self, None, factory.shrinker.noticed)
+        self._upstream = PumpSide(
+            Side.UPSTREAM, lane, self, None, factory.shrinker.noticed, factory.reactor.callLater
+        )
         self._do(self._session.upstream_ready())
 
     def upstream_unreachable(self, how: str, detail: str) -> None:

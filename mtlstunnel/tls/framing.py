@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 _HEADER = 5
 
 
@@ -10,11 +12,14 @@ class RecordFraming:
     Follows the lengths in the headers of records (RFC 8446, 5.1; RFC 5246, 6.2.1).
 
     OpenSSL knows this, and cryptography's bindings have no name for it (``SSL_has_pending``).
+
+    :ivar taken: how many bytes the last :meth:`take` has taken
     """
 
-    __slots__ = ("_begun", "_missing")
+    __slots__ = ("_begun", "_missing", "taken")
 
     def __init__(self) -> None:
+        self.taken = 0
         self._missing = 0
         self._begun = b""
         """What there is of a header that is not complete."""
@@ -24,13 +29,14 @@ class RecordFraming:
         """Whether what came so far ends inside a record."""
         return self._missing > 0 or bool(self._begun)
 
-    def take(self, data: bytes | memoryview) -> int:
+    def take(self, data: bytes | memoryview, most: int = sys.maxsize) -> int:
         """
-        More of the stream.
+        Take more of the stream, and stop before the record that would be one too many.
 
-        :returns: how many headers of records were completed by it
+        :param most: how many headers of records it may complete, at least one
+        :returns: how many it has completed; :attr:`taken` says how many bytes that took
         """
-        size = len(data)
+        size = self.taken = len(data)
         at = self._missing
         begun = 0
         if self._begun:
@@ -42,6 +48,9 @@ class RecordFraming:
             at = lacking + (header[3] << 8) + header[4]
             begun = 1
         while at + _HEADER <= size:
+            if begun == most:
+                self.taken, self._begun, self._missing = at, b"", 0
+                return begun
             at += _HEADER + (data[at + 3] << 8) + data[at + 4]
             begun += 1
         self._begun = bytes(data[at:]) if at < size else b""

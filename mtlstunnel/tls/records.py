@@ -24,6 +24,15 @@ So many of them go through OpenSSL at once.  A session's memory BIOs grow to thi
 batch, and what was written there is still in the processor's cache as it is read again.
 """
 
+MOST_RECORDS = 512
+"""
+Records that a session takes at once; the rest waits for the next turn of the loop.  A KeyUpdate
+takes about 10 us, so no client holds the loop for more than some milliseconds with tiny records.
+"""
+
+TRICKLE = 4096
+"""Bytes below which records without a payload do not count: keep-alives of an idle connection."""
+
 _RECORD = 16384 + 2048
 _PLAIN_SIZE = BATCH + 2 * _RECORD
 # A record of 16 KiB grows by 22 bytes in TLS 1.3 and 29 in TLS 1.2, and so does one of 512 bytes,
@@ -67,6 +76,7 @@ class RecordMachine(Protocol):
     :ivar fault: what was wrong where it is broken; empty else
     :ivar grown: whether it holds more memory than an idle session needs
     :ivar framing: where in the peer's records it is
+    :ivar rest: ciphertext that waits for the next turn; give it nothing more before that
     """
 
     inbound: Inbound
@@ -74,11 +84,12 @@ class RecordMachine(Protocol):
     grown: bool
     may_answer: bool
     framing: RecordFraming
+    rest: memoryview
 
     def decrypt(self, data: memoryview) -> memoryview:
         """
         Take up to :data:`BATCH` bytes of ciphertext and give the plaintext that is complete.  With
-        no bytes: the plaintext that is already there.
+        no bytes: that of :attr:`rest`, or what is already there.
         """
 
     def encrypt(self, data: memoryview) -> memoryview:
@@ -94,20 +105,20 @@ class RecordMachine(Protocol):
         """Give memory back, where nothing is in it; to be asked when the session is quiet."""
 
 
-class FastMachine:
-    """A session over memory as it is."""
+class _Machine:
+    """What both machines do alike: take a batch in slices, and not too many records at once."""
 
     __slots__ = (
         "_buffers",
         "_connection",
-        "_plain",
-        "_raw",
-        "_wire_out",
+        "_records",
+        "_without_payload",
         "fault",
         "framing",
         "grown",
         "inbound",
         "may_answer",
+        "rest",
     )
 
     def __init__(
@@ -121,30 +132,73 @@ class FastMachine:
         self.grown = False
         self.may_answer = True
         self.framing = RecordFraming() if framing is None else framing
+        self.rest = _EMPTY
         self._connection = connection
-        self._raw = bindings.RawSession(connection)
         self._buffers = buffers
-        self._plain = bindings.pointer(buffers.plain)
-        self._wire_out = bindings.pointer(buffers.wire_out)
+        self._records = 0
+        """Records that the last :meth:`_read` has begun."""
+        self._without_payload = 0
+        """Bytes of records since the last one with a payload."""
 
     def decrypt(self, data: memoryview) -> memoryview:
         """See :meth:`RecordMachine.decrypt`."""
+        is_rest = len(self.rest) > 0
+        if is_rest:
+            data = memoryview(b"".join((self.rest, data))) if data else self.rest
         size = len(data)
-        if size <= SLICE:
-            return self._buffers.plain_view[: self._read(data, 0)]
-        done = 0
-        for at in range(0, size, SLICE):
-            before, done = done, self._read(data[at : at + SLICE], done)
+        at = done = records = 0
+        while True:
+            before = done
+            done = self._read(data[at : at + SLICE], done, MOST_RECORDS - records)
+            taken = self.framing.taken if at < size else 0
+            at += taken
+            if done > before:
+                self._without_payload = 0
+            elif size >= TRICKLE:
+                self._without_payload += taken
+                if self._without_payload >= SLICE and self.inbound is Inbound.OPEN:
+                    # No client has a use for so many records with nothing in them, such as
+                    # KeyUpdates, and each of them costs as much as a full one.
+                    self.inbound, self.fault = Inbound.BROKEN, "records without a payload"
+            records += self._records
             if self.inbound is not Inbound.OPEN:
+                at = size
+            if at >= size or at >= BATCH or records >= MOST_RECORDS:
                 break
-            if done == before and size - at >= SLICE:
-                # Nobody means anything by so many records with nothing in them, such as KeyUpdates,
-                # and each of them costs as much as a full one.
-                self.inbound, self.fault = Inbound.BROKEN, "records without a payload"
-                break
+        if at < size:
+            # What came is a view of the shared buffer.
+            self.rest = data[at:] if is_rest else memoryview(bytes(data[at:]))
+        elif is_rest:
+            self.rest = _EMPTY
         return self._buffers.plain_view[:done]
 
-    def _read(self, data: memoryview, done: int) -> int:
+    def _read(self, data: memoryview, done: int, most: int) -> int:
+        """
+        Take ciphertext up to the end of the ``most``-th record that begins in it.
+
+        :param done: how many bytes of plaintext there are already
+        :returns: how many there are then
+        """
+        raise NotImplementedError
+
+
+class FastMachine(_Machine):
+    """A session over memory as it is."""
+
+    __slots__ = ("_plain", "_raw", "_wire_out")
+
+    def __init__(
+        self,
+        connection: SSL.Connection,
+        buffers: Buffers,
+        framing: RecordFraming | None = None,
+    ) -> None:
+        super().__init__(connection, buffers, framing)
+        self._raw = bindings.RawSession(connection)
+        self._plain = bindings.pointer(buffers.plain)
+        self._wire_out = bindings.pointer(buffers.wire_out)
+
+    def _read(self, data: memoryview, done: int, most: int) -> int:
         raw = self._raw
         ssl = raw.ssl
         size = len(data)
@@ -152,8 +206,9 @@ class FastMachine:
         if size:
             framing = self.framing
             was_inside = framing.is_inside
-            begun = framing.take(data)
+            begun = self._records = framing.take(data, most)
             is_one_record = begun == 1 and not (was_inside or framing.is_inside)
+            size = framing.taken
             bindings.bio_write(raw.wire_in, bindings.readable_pointer(data), size)
             if size > _RECORD:
                 self.grown = True
@@ -234,31 +289,15 @@ class FastMachine:
         self._raw.renew_bios_if_empty()
 
 
-class PublicMachine:
+class PublicMachine(_Machine):
     """A session over pyOpenSSL's public calls."""
 
-    def __init__(
-        self,
-        connection: SSL.Connection,
-        buffers: Buffers,
-        framing: RecordFraming | None = None,
-    ) -> None:
-        self.inbound = Inbound.OPEN
-        self.fault = ""
-        self.grown = False
-        self.may_answer = True
-        self.framing = RecordFraming() if framing is None else framing
-        self._connection = connection
-        self._buffers = buffers
-
-    def decrypt(self, data: memoryview) -> memoryview:
-        """See :meth:`RecordMachine.decrypt`."""
+    def _read(self, data: memoryview, done: int, most: int) -> int:
         connection = self._connection
-        if len(data):
-            self.framing.take(data)
-            connection.bio_write(bytes(data))
+        if data:
+            self._records = self.framing.take(data, most)
+            connection.bio_write(bytes(data[: self.framing.taken]))
         view = self._buffers.plain_view
-        done = 0
         suspected: SSL.Error | None = None
         while True:
             try:
@@ -276,7 +315,7 @@ class PublicMachine:
                     self._broken(suspected)
                     break
                 suspected = error
-        return view[:done]
+        return done
 
     def _broken(self, error: SSL.Error) -> None:
         self.inbound = Inbound.BROKEN
