@@ -40,7 +40,7 @@ def talk(port: int, ca: Path, cert: Path, key: Path, request: bytes) -> bytes:
     context.load_cert_chain(cert, key)
 
     with (
-        socket.create_connection(("localhost", port), timeout=60) as raw,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as raw,
         context.wrap_socket(raw, server_hostname="localhost") as client,
     ):
         client.sendall(request)

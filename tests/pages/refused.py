@@ -328,15 +328,29 @@ def _played(acting: Stage, block: re.Match[str]) -> str:
     return f"<!-- case: {block['case']} -->\n```{block['kind']}\n{body}\n```\n"
 
 
+_REST = r"(?:(?!```|\$ ).*\n)*"
+"""The further lines of what a command of the page printed."""
+
 _CHANGING = (
+    (re.compile(r"\d{4}-\d\d-\d\d"), "<date>"),
+    (
+        re.compile(r"(?<![\d:.])\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:\+00:00| UTC|Z)?(?![\w:])"),
+        "<time>",
+    ),
     (re.compile(r"serial   [0-9a-f]+(\n +[0-9A-F]+ as openssl writes it)?"), "serial   <serial>"),
     (re.compile(r"\b[0-9a-f]{64}\b"), "<digest>"),
     (re.compile(r"\b[0-9a-f]{40}\b"), "<digest>"),
     (re.compile(r"sha256//[A-Za-z0-9+/]{43}="), "sha256//<digest>"),
-    (re.compile(r"\b(?:[0-9A-F]{2}:)+[0-9A-F]{2}\b"), "<digest>"),
-    (re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d)?(?:\+00:00| UTC|Z)?"), "<time>"),
-    (re.compile(r"^curl: (\(\d+\)).*?(alert [a-z ]+)?(, errno 0)?$", re.MULTILINE), r"curl: \1 \2"),
-    (re.compile(r"^[0-9A-F]{16}:error:.*:(SSL alert number \d+)$", re.MULTILINE), r"\1"),
+    (re.compile(r"\b(?:[0-9A-F]{2}:){7,}[0-9A-F]{2}\b"), "<digest>"),
+    # Of curl the exit status and the alert stay, of openssl the number of the alert.
+    (
+        re.compile(rf"^curl: (\(\d+\))(?:.*\b(alert [a-z ]+))?.*\n{_REST}", re.MULTILINE),
+        r"curl: \1 \2\n",
+    ),
+    (
+        re.compile(rf"(^\$ openssl .*\n){_REST}?.*(SSL alert number \d+).*\n{_REST}", re.MULTILINE),
+        r"\1\2\n",
+    ),
 )
 """What is another each time, or with each version of curl and OpenSSL."""
 

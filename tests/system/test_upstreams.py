@@ -123,7 +123,7 @@ class RedisTests(UpstreamTestCase):
             raise SkipTest("redis-cli is built without TLS")
         cert, key = pair or self.good
         return [
-            *("-h", "localhost", "-p", str(tunnel.port), "--tls", "--cacert", str(self.ca)),
+            *("-h", "127.0.0.1", "-p", str(tunnel.port), "--tls", "--cacert", str(self.ca)),
             *("--cert", str(cert), "--key", str(key)),
         ]
 
