@@ -71,16 +71,27 @@ class ConnectionInfo:
 
 @attrs.frozen(kw_only=True)
 class Probe:
-    """A connection that ended without a byte of TLS: a health check or a port scan, no error."""
+    """
+    A connection that ended without a byte of TLS: a health check or a port scan, no error.
+
+    :ivar proxy_header: what was wrong with the PROXY header that was expected: ``missing``,
+        ``malformed`` or ``incomplete``; None where none was expected, or nothing came
+    """
 
     name: ClassVar[str] = "probe"
     connection: ConnectionInfo
     detail: str
+    proxy_header: str | None = None
     duration: float
 
     def as_dict(self) -> dict[str, object]:
         """The fields of the JSON line, in its order."""
-        return {**self.connection.as_dict(), "detail": self.detail, "duration": self.duration}
+        return {
+            **self.connection.as_dict(),
+            "detail": self.detail,
+            "proxy_header": self.proxy_header,
+            "duration": self.duration,
+        }
 
 
 @attrs.frozen(kw_only=True)

@@ -62,6 +62,14 @@ class EndpointString:
 
 Place = Address | EndpointString
 
+BALANCER_PREFIX = "haproxy:"
+"""Stands before an endpoint string whose clients come through a balancer with a PROXY header."""
+
+
+def has_proxy_header(place: Place) -> bool:
+    """Return whether each connection to a place begins with a PROXY header."""
+    return isinstance(place, EndpointString) and place.text.startswith(BALANCER_PREFIX)
+
 
 def _port(option: str, text: str, digits: str, lowest: int) -> int:
     number = int(digits) if len(digits) <= 5 else 65536

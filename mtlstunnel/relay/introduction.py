@@ -50,8 +50,8 @@ def _introduce(kind: ProxyProtocol, session: EstablishedSession) -> bytes:
 
 
 def _header(kind: ProxyProtocol, session: EstablishedSession) -> Header:
-    source = socket_name(session.transport.getPeer())
-    destination = socket_name(session.transport.getHost())
+    source = socket_name(session.client_address())
+    destination = socket_name(session.server_address())
     if kind is ProxyProtocol.V1:
         return version_1(source, destination)
     tls = session.tls_info()

@@ -79,20 +79,27 @@ class AdminSite(Site):
     protocol = AdminChannel  # type: ignore[assignment]
     requestFactory = AdminRequest
 
-    def __init__(self, root: Resource, reactor: Any) -> None:
+    def __init__(self, root: Resource, reactor: Any, proxy_header: bool = False) -> None:
+        """
+        :param proxy_header: whether a balancer in front sends a PROXY header
+        """
         super().__init__(root, timeout=None, reactor=reactor)
         self.clients = AdminClients(reactor)
+        self.proxy_header = proxy_header
 
     def log(self, request: Any) -> None:
         """Say nothing: health checks come every few seconds."""
 
 
-def admin_site(look: Look, now: Callable[[], datetime.datetime], reactor: Any) -> AdminSite:
+def admin_site(
+    look: Look, now: Callable[[], datetime.datetime], reactor: Any, proxy_header: bool = False
+) -> AdminSite:
     """
     What ``--admin`` serves.
 
     :param look: asks how the service is
     :param now: the present, with its time zone
+    :param proxy_header: whether a balancer in front sends a PROXY header
     :raises SettingsError: prometheus_client is not installed
     """
     try:
@@ -129,7 +136,7 @@ def admin_site(look: Look, now: Callable[[], datetime.datetime], reactor: Any) -
     root.putChild(b"", _Leaf(lambda _accept: Page(("\n".join(PATHS) + "\n").encode("ascii"))))
     for path, make in zip(PATHS, (healthz, readyz, metrics, status), strict=True):
         root.putChild(path[1:].encode("ascii"), _Leaf(make))
-    return AdminSite(root, reactor)
+    return AdminSite(root, reactor, proxy_header)
 
 
 def _date(moment: datetime.datetime | None) -> str | None:

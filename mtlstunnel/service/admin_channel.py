@@ -8,6 +8,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
+from mtlstunnel.tls.proxy_header import HeaderReader, ProxyHeaderError
+
 CLIENT_SECONDS = 10.0
 """How long a client may take in all, from its connect to the last byte of the answer."""
 
@@ -67,7 +69,21 @@ class AdminChannel(HTTPChannel):
     def connectionMade(self) -> None:
         """A client has connected."""
         super().connectionMade()
+        self._header = HeaderReader() if self.site.proxy_header else None
         self._clients.came(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take a part of the request, behind the header of a balancer."""
+        if self._header is None or self._header.header is not None:
+            super().dataReceived(data)
+            return
+        try:
+            rest = self._header.feed(data)
+        except ProxyHeaderError:
+            self.transport.loseConnection()
+            return
+        if rest:
+            super().dataReceived(rest)
 
     def checkPersistence(self, request: Any, version: bytes) -> bool:
         """Close the connection behind the answer."""

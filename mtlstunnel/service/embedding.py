@@ -20,6 +20,7 @@ from zope.interface import implementer
 from mtlstunnel.errors import SettingsError
 from mtlstunnel.events import EventSink
 from mtlstunnel.limits import CrowdLimits, count_or_off
+from mtlstunnel.places import BALANCER_PREFIX
 from mtlstunnel.service.audit import AuditLog
 from mtlstunnel.service.descriptors import within_descriptors
 from mtlstunnel.service.listening import endpoint_from_string
@@ -63,6 +64,7 @@ def door_factory(
     handshake_timeout: float = 10.0,
     max_handshakes: int | None = None,
     max_connections_per_client: int = 0,
+    proxy_header: bool = False,
     events: EventSink | None = None,
 ) -> DoorFactory:
     """
@@ -84,6 +86,7 @@ def door_factory(
     :param max_handshakes: how many may be in progress at once, the one that has taken longest is
         cut off; 0 for any number, None for what suits this process
     :param max_connections_per_client: how many a client may have open, by its key; 0 for any number
+    :param proxy_header: whether a balancer in front sends a PROXY header before each client's bytes
     :param events: gets every verdict; the application's log, as JSON lines, where None
     :raises MtlstunnelError: a bundle, certificate, key, rule or CRL cannot be used
     """
@@ -121,6 +124,7 @@ def door_factory(
                 CrowdLimits(handshakes=max_handshakes, per_client=max_connections_per_client)
             )
         ),
+        proxy_header=proxy_header,
     )
 
 
@@ -209,6 +213,7 @@ def mtls_endpoint(reactor: Any, *args: str, **kwargs: str) -> DoorEndpoint:
             "mtls: endpoint: handshake_timeout", kwargs.pop("handshake_timeout")
         )
     nested = _nested(args, kwargs)
+    options["proxy_header"] = nested.startswith(BALANCER_PREFIX)
     try:
         under = endpoint_from_string(reactor, nested)
     except (ValueError, TypeError, LookupError, OSError) as fault:

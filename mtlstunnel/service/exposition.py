@@ -87,6 +87,12 @@ def families(now: Situation) -> Iterator[Metric]:
         "observed", "Clients that --verify observe alone let in.", "reason", counted.observed
     )
     yield _counter("probes", "Connections that ended without TLS.", counted.probes)
+    yield _counters(
+        "proxy_headers_refused",
+        "Probes that sent no good PROXY header where one was expected.",
+        "reason",
+        counted.proxy_headers_refused,
+    )
     yield _histogram("handshake_seconds", "To the verdict, of clients let in.", counted.handshakes)
     yield _histogram(
         "upstream_connect_seconds",

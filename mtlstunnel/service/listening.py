@@ -22,7 +22,7 @@ from twisted.internet.interfaces import (
 )
 
 from mtlstunnel.errors import ListenError, SettingsError
-from mtlstunnel.places import Address, Place
+from mtlstunnel.places import BALANCER_PREFIX, Address, Place
 from mtlstunnel.service.unix_acceptor import SocketAdoptingReactor
 
 BACKLOG = 1024
@@ -31,7 +31,7 @@ Connections that the kernel holds for a port before they are accepted.  Linux ta
 net.core.somaxconn.
 """
 
-_TAKES_BACKLOG = re.compile(r"(?:haproxy:)*(?:tcp6?|unix|ssl|tls):")
+_TAKES_BACKLOG = re.compile(r"(?:tcp6?|unix|ssl|tls):")
 """The endpoint types whose own backlog would be Twisted's 50."""
 
 _ADOPTS = re.compile(r"(?:^|:)systemd:")
@@ -64,12 +64,15 @@ def endpoint_from_string(
 ) -> IStreamServerEndpoint:
     """
     Return the endpoint of a Twisted server endpoint string, with a backlog of :data:`BACKLOG` where
-    the string gives none.
+    the string gives none.  What ``haproxy:`` asks for is done by the factory that listens.
 
     :param adopting: makes of the reactor what listens on a socket that was handed over
     :raises ValueError: Twisted does not understand it; also TypeError, LookupError or OSError
     """
     endpoint: IStreamServerEndpoint
+    text = text.removeprefix(BALANCER_PREFIX)
+    if text.startswith(BALANCER_PREFIX):
+        raise ValueError("a connection has one PROXY header")
     if _ADOPTS.search(text):
         reactor = adopting(reactor)
     if _TAKES_BACKLOG.match(text):

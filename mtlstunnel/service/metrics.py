@@ -11,6 +11,7 @@ import attrs
 
 from mtlstunnel.events import AcceptedClient, Closed, Event, Probe, RefusedClient, Reloaded
 from mtlstunnel.service.descriptors import Descriptors
+from mtlstunnel.tls.proxy_header import HeaderFault
 from mtlstunnel.trust.reasons import Reason
 
 _DAY = 86400.0
@@ -24,6 +25,8 @@ _EXPIRY_BOUNDS = (
 )
 
 _REASONS = tuple(reason.value for reason in Reason)
+
+_HEADER_FAULTS = tuple(fault.value for fault in HeaderFault)
 
 _NOT_A_FAILURE = frozenset({"not_connected", "aborted", "stopped", "open"})
 """Ends of an upstream that was never reached and has not failed: nobody wanted it any more."""
@@ -97,6 +100,9 @@ class Metrics:
 
     accepted: int = 0
     probes: int = 0
+    proxy_headers_refused: dict[str, int] = attrs.field(
+        factory=lambda: dict.fromkeys(_HEADER_FAULTS, 0)
+    )
     refused: dict[str, int] = attrs.field(factory=lambda: dict.fromkeys(_REASONS, 0))
     observed: dict[str, int] = attrs.field(factory=lambda: dict.fromkeys(_REASONS, 0))
     authenticated: dict[str, int] = attrs.field(factory=dict)
@@ -126,6 +132,8 @@ class Metrics:
                 self.refused[event.reason.value] += 1
             case Probe():
                 self.probes += 1
+                if event.proxy_header is not None:
+                    self.proxy_headers_refused[event.proxy_header] += 1
             case Closed():
                 self._is_gone(event)
             case Reloaded():

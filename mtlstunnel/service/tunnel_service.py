@@ -23,7 +23,7 @@ from mtlstunnel.events import (
     Reloaded,
     not_accepted,
 )
-from mtlstunnel.places import Place
+from mtlstunnel.places import Place, has_proxy_header
 from mtlstunnel.relay.connecting import make_upstream
 from mtlstunnel.relay.introduction import introducer
 from mtlstunnel.relay.poller import Poller, watcher_of
@@ -142,7 +142,9 @@ class TunnelService(Service):
         )
         self._admin_endpoints: list[IStreamServerEndpoint] = []
         if settings.admin is not None:
-            self._admin_site = admin_site(self.situation, utc_now, reactor)
+            self._admin_site = admin_site(
+                self.situation, utc_now, reactor, has_proxy_header(settings.admin)
+            )
             self._admin_endpoints = server_endpoints(reactor, settings.admin, "--admin")
 
     def _count(self, event: Event) -> None:
@@ -285,6 +287,7 @@ class TunnelService(Service):
                 next_id=self._next_id,
                 crowd=self._crowd,
                 timers=self._timers,
+                proxy_header=has_proxy_header(place),
             )
             self._doors.append(door)
             opening = listen(endpoint, place, door)

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 
 from mtlstunnel.errors import ListenError, MtlstunnelError
 from mtlstunnel.limits import shares
+from mtlstunnel.places import has_proxy_header
 from mtlstunnel.service.accept_guard import AcceptGuard
 from mtlstunnel.service.admin import admin_site
 from mtlstunnel.service.audit import AuditLog
@@ -78,7 +79,9 @@ class WorkersService(Service):
         self._pattern = TunnelService(attrs.evolve(settings, admin=None), reactor, audit)
         self._admin_endpoints: list[IStreamServerEndpoint] = []
         if settings.admin is not None:
-            self._admin_site = admin_site(self.situation, utc_now, reactor)
+            self._admin_site = admin_site(
+                self.situation, utc_now, reactor, has_proxy_header(settings.admin)
+            )
             self._admin_endpoints = server_endpoints(reactor, settings.admin, "--admin")
         self._environment = worker_environment()
         self._posts = Posts(reactor, workers, lambda: self.ports)

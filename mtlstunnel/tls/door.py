@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from OpenSSL import SSL
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol
 from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
@@ -20,6 +20,7 @@ from mtlstunnel.tls import bindings
 from mtlstunnel.tls.crowd import Place
 from mtlstunnel.tls.established import EstablishedSession, ISessionTaker, session_receive
 from mtlstunnel.tls.handshake import Handshake, Progress
+from mtlstunnel.tls.proxy_header import HeaderReader, ProxyHeaderError
 from mtlstunnel.tls.transports import acknowledge, bare_socket_transport, describe_address
 from mtlstunnel.tls.verdict_events import accepted_client, refused_client
 from mtlstunnel.trust.identity import Identity
@@ -67,6 +68,8 @@ class DoorProtocol(TLSMemoryBIOProtocol):
     _early: list[bytes] | None = None
     """What a transport still delivered while the client waited for a place."""
     _embedded = False
+    _header: HeaderReader | None = None
+    """Where the balancer in front sends a PROXY header."""
     _why_cut_off: str | None = None
     _dropped = 0
 
@@ -82,6 +85,9 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         )
         self._generation = factory.context.generation
         self._receive: Callable[[bytes], None] = self._handshake_received
+        if factory.proxy_header:
+            self._header = HeaderReader()
+            self._receive = self._header_received
         self._listener = factory.listener or describe_address(transport.getHost())
         self._info: ConnectionInfo | None = None
         bare = bare_socket_transport(transport)
@@ -99,11 +105,23 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         if self._info is None:
             self._info = ConnectionInfo(
                 id=self.factory.next_id(),
-                peer=describe_address(self.transport.getPeer()),
+                peer=describe_address(self.getPeer()),
                 listener=self._listener,
                 generation=self._generation,
             )
         return self._info
+
+    def getPeer(self) -> IAddress:
+        """Return the client's address, by the balancer's word where there is one."""
+        header = None if self._header is None else self._header.header
+        address = None if header is None else header.source
+        return cast("IAddress", self.transport.getPeer()) if address is None else address
+
+    def getHost(self) -> IAddress:
+        """Return the address that the client connected to, likewise."""
+        header = None if self._header is None else self._header.header
+        address = None if header is None else header.destination
+        return cast("IAddress", self.transport.getHost()) if address is None else address
 
     def dataReceived(self, data: bytes) -> None:
         """Ciphertext from the client."""
@@ -117,6 +135,17 @@ class DoorProtocol(TLSMemoryBIOProtocol):
             _log.failure("a verdict could not be told: {event}", event=event)
             return False
         return True
+
+    def _header_received(self, data: bytes) -> None:
+        try:
+            rest = cast("HeaderReader", self._header).feed(data)
+        except ProxyHeaderError as error:
+            self._probed(str(error), error.fault.value)
+            return
+        if rest is not None:
+            self._receive = self._handshake_received
+            if rest:
+                self._receive(rest)
 
     def _handshake_received(self, data: bytes) -> None:
         handshake = cast("Handshake", self._handshake)
@@ -206,6 +235,7 @@ class DoorProtocol(TLSMemoryBIOProtocol):
                 resumed=handshake.resumed,
                 place=cast("Place", self._place),
                 framing=handshake.framing,
+                addresses=None if self._header is None else self,
             )
             self._session = session
             self._receive = session_receive(session)
@@ -235,9 +265,22 @@ class DoorProtocol(TLSMemoryBIOProtocol):
     def _tell_refused(self, handshake: Handshake, verdict: Refused, alert: int | None) -> None:
         self._tell(refused_client(handshake, verdict, alert, self.info, self._seconds()))
 
-    def _probed(self, detail: str) -> None:
-        self._tell(Probe(connection=self.info, detail=detail, duration=self._seconds()))
+    def _probed(self, detail: str, proxy_header: str | None = None) -> None:
+        self._tell_probe(detail, proxy_header)
         self._linger()
+
+    def _tell_probe(self, detail: str, proxy_header: str | None = None) -> None:
+        self._tell(
+            Probe(
+                connection=self.info,
+                detail=detail,
+                proxy_header=proxy_header,
+                duration=self._seconds(),
+            )
+        )
+
+    def _header_cut(self, how: str) -> ProxyHeaderError | None:
+        return None if self._header is None else self._header.cut(how)
 
     def _linger(self) -> None:
         # The alert must be read before a RST can overtake it, and unread input makes close() send
@@ -264,7 +307,10 @@ class DoorProtocol(TLSMemoryBIOProtocol):
     def _too_slow(self) -> None:
         self._timer = None
         waited = f"{self.factory.handshake_timeout:g} s"
-        if self.is_silent:
+        cut = self._header_cut(f"sent nothing more for {waited}")
+        if cut is not None:
+            self._probed(str(cut), cut.fault.value)
+        elif self.is_silent:
             self._probed(f"sent nothing for {waited}")
         else:
             late = Refused(Reason.OTHER, f"the handshake was not finished within {waited}")
@@ -313,9 +359,12 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         if self._why_cut_off is not None:
             how = f"was cut off {self._why_cut_off}"
         where = "while it waited for a place" if waited else "in the middle of the handshake"
+        cut = self._header_cut(how)
+        if cut is not None:
+            self._tell_probe(str(cut), cut.fault.value)
+            return
         if handshake.progress is Progress.SILENT:
-            detail = f"{how} without sending anything"
-            self._tell(Probe(connection=self.info, detail=detail, duration=self._seconds()))
+            self._tell_probe(f"{how} without sending anything")
             return
         self._tell_refused(handshake, Refused(Reason.OTHER, f"the client {how} {where}"), None)
 
@@ -329,7 +378,9 @@ class DoorProtocol(TLSMemoryBIOProtocol):
     @property
     def is_silent(self) -> bool:
         """Whether it has sent nothing yet."""
-        return self._handshake is not None and self._handshake.progress is Progress.SILENT
+        if self._handshake is None or self._header_cut("") is not None:
+            return False
+        return self._handshake.progress is Progress.SILENT
 
     def abort(self) -> None:
         """Cut the connection off at once, whatever it is doing; for the end of the service."""

@@ -41,6 +41,7 @@ class DoorFactory(TLSMemoryBIOFactory):
         next_id: Callable[[], str] | None = None,
         crowd: Crowd | None = None,
         timers: TimerWheel | None = None,
+        proxy_header: bool = False,
     ) -> None:
         """
         :param clock: for time-outs, usually the reactor
@@ -50,6 +51,8 @@ class DoorFactory(TLSMemoryBIOFactory):
             address where empty
         :param crowd: who is here; shared by the doors of one service
         :param timers: for time-outs; may be shared
+        :param proxy_header: whether a balancer in front sends a PROXY header before each client's
+            first byte
         """
         super().__init__(EstablishedCreator(), False, wrapped, clock)
         self.context = context
@@ -60,6 +63,7 @@ class DoorFactory(TLSMemoryBIOFactory):
         self.next_id = ConnectionIds() if next_id is None else next_id
         self.crowd = Crowd() if crowd is None else crowd
         self.timers = TimerWheel(clock) if timers is None else timers
+        self.proxy_header = proxy_header
         self.live: set[DoorProtocol] = set()
 
     def startFactory(self) -> None:

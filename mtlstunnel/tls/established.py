@@ -9,7 +9,7 @@ import attrs
 from cryptography import x509
 from OpenSSL import SSL
 from OpenSSL.crypto import FILETYPE_ASN1, dump_certificate
-from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.internet.interfaces import IAddress, IOpenSSLServerConnectionCreator
 from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
@@ -31,6 +31,16 @@ class RawReceiver(Protocol):
 
     def raw_lost(self, reason: Failure) -> None:
         """The transport is gone."""
+
+
+class Addresses(Protocol):
+    """Both ends of a connection."""
+
+    def getPeer(self) -> IAddress:
+        """The client's."""
+
+    def getHost(self) -> IAddress:
+        """The server's."""
 
 
 class _Nobody:
@@ -60,6 +70,8 @@ class EstablishedSession:
     :ivar place: what counts the client as being in, until its transport is gone; to be held by one
         who has still something to do for it then
     :ivar resumed: whether the client went on from a ticket, and was judged again
+    :ivar addresses: says where the client is and what it connected to; the transport does where
+        None
     :ivar framing: where in the client's records what came so far ends
     :ivar receiver: who gets what still comes through the transport
     """
@@ -72,7 +84,16 @@ class EstablishedSession:
     place: Place
     framing: RecordFraming
     resumed: bool = False
+    addresses: Addresses | None = None
     receiver: RawReceiver = attrs.Factory(_Nobody)
+
+    def client_address(self) -> IAddress:
+        """Where the client is, also behind a balancer."""
+        return (self.addresses or self.transport).getPeer()
+
+    def server_address(self) -> IAddress:
+        """Where the client connected, also behind a balancer."""
+        return (self.addresses or self.transport).getHost()
 
     # Asked of OpenSSL when somebody wants to know: thousands of idle clients keep no copies.
 
