@@ -37,7 +37,7 @@ class QueuedLines:
         self._now = now
         self._is_told = False
         self._thread: WriterThread[_Lines] = WriterThread(
-            "mtlstunnel audit log", lambda item: file.write_lines(*item), self._skip, MOST_BYTES
+            "mtlstunnel audit log", self._write, self._skip, MOST_BYTES
         )
 
     @property
@@ -89,6 +89,9 @@ class QueuedLines:
                 name=self._file.title,
                 size=self._thread.waiting,
             )
+
+    def _write(self, items: Sequence[_Lines]) -> None:
+        self._file.write_lines([line for lines, _ in items for line in lines], items[0][1])
 
     def _skip(self, count: int, first: _Lines) -> None:
         self._file.skip(count, first[1], self._now(), _WHY)

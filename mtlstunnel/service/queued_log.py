@@ -7,7 +7,7 @@ import contextlib
 import io
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from twisted.application.service import Service
@@ -77,7 +77,11 @@ class QueuedObserver:
         """How many events could not be written so far."""
         return self.failed + self.thread.dropped
 
-    def _write(self, event: LogEvent) -> None:
+    def _write(self, events: Sequence[LogEvent]) -> None:
+        for event in events:
+            self._write_one(event)
+
+    def _write_one(self, event: LogEvent) -> None:
         # To log what it raises would come here again.
         try:
             self._tell_gap()

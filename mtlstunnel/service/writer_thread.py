@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -15,6 +15,9 @@ T = TypeVar("T")
 
 REST_SECONDS = 0.02
 """Pause between two batches: to wake the thread for each item would cost more than the item."""
+
+MOST_AT_ONCE = 200
+"""How many items are written at once at most.  Each write gives up the interpreter's lock."""
 
 _log = Logger(namespace="mtlstunnel")
 
@@ -34,12 +37,12 @@ class WriterThread(Generic[T]):
     def __init__(
         self,
         name: str,
-        write: Callable[[T], object],
+        write: Callable[[Sequence[T]], object],
         gap: Callable[[int, T], object],
         most: int,
     ) -> None:
         """
-        :param write: takes one item; called in the thread
+        :param write: takes items, as many as waited, in order; called in the thread
         :param gap: takes the count of dropped items and the first of them; called in the thread
         :param most: sizes of all items in the queue together
         """
@@ -51,7 +54,8 @@ class WriterThread(Generic[T]):
         # The default lock is an RLock, so that a signal handler may log while it is held.
         self._changed = threading.Condition()
         self._hurry = threading.Event()
-        self._jobs: deque[tuple[Callable[[], object], int]] = deque()
+        # Items with their sizes, and among them functions to call.
+        self._jobs: deque[tuple[T, int] | Callable[[], object]] = deque()
         self._size = 0
         self._missing = 0
         self._first_missing: T | None = None
@@ -80,7 +84,7 @@ class WriterThread(Generic[T]):
                 self.dropped += count
                 return False
             self._queue_gap()
-            self._append(partial(self._write, item), size)
+            self._append((item, size), size)
         if self._deadline is not None and threading.current_thread() is not self._thread:
             self._wait()
         return True
@@ -114,8 +118,8 @@ class WriterThread(Generic[T]):
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
-    def _append(self, job: Callable[[], object], size: int) -> None:
-        self._jobs.append((job, size))
+    def _append(self, job: tuple[T, int] | Callable[[], object], size: int) -> None:
+        self._jobs.append(job)
         self._size += size
         if self._is_idle:
             self._is_idle = False
@@ -125,7 +129,7 @@ class WriterThread(Generic[T]):
         if self._missing:
             job = partial(self._gap, self._missing, self._first_missing)  # type: ignore[arg-type]
             self._missing, self._first_missing = 0, None
-            self._jobs.append((job, 0))
+            self._jobs.append(job)
 
     def _wait(self) -> bool:
         assert self._deadline is not None
@@ -148,13 +152,29 @@ class WriterThread(Generic[T]):
                     self._queue_gap()
                 self._is_idle = False
                 jobs, self._jobs = self._jobs, deque()
-            for job, size in jobs:
-                self._busy_since = time.monotonic()
-                try:
-                    job()
-                except Exception:
-                    _log.failure("a line could not be written")
-                self._busy_since = None
-                with self._changed:
-                    self._size -= size
+            while jobs:
+                self._do_next(jobs)
             self._hurry.wait(REST_SECONDS)
+
+    def _do_next(self, jobs: deque[tuple[T, int] | Callable[[], object]]) -> None:
+        """Call one function, or write the items up to the next one."""
+        items: list[T] = []
+        size = 0
+        while jobs and isinstance(jobs[0], tuple) and len(items) < MOST_AT_ONCE:
+            item, item_size = jobs[0]
+            items.append(item)
+            size += item_size
+            jobs.popleft()
+        self._busy_since = time.monotonic()
+        try:
+            if items:
+                self._write(items)
+            else:
+                job = jobs.popleft()
+                assert callable(job)
+                job()
+        except Exception:
+            _log.failure("a line could not be written")
+        self._busy_since = None
+        with self._changed:
+            self._size -= size

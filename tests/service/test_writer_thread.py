@@ -35,6 +35,10 @@ class Gate:
         self.is_open.wait(PATIENCE)
         self.written.append(item)
 
+    def take_all(self, items: Sequence[str]) -> None:
+        for item in items:
+            self.take(item)
+
     def gap(self, count: int, first: str) -> None:
         self.take(f"gap of {count} from {first}")
 
@@ -59,7 +63,7 @@ class WriterThreadTests(SynchronousTestCase):
         self.addCleanup(self.gate.is_open.set)
 
     def writer(self, most: int = 3) -> WriterThread[str]:
-        return WriterThread("test", self.gate.take, self.gate.gap, most)
+        return WriterThread("test", self.gate.take_all, self.gate.gap, most)
 
     def shut(self, writer: WriterThread[str]) -> None:
         """The first write hangs."""
