@@ -12,13 +12,15 @@ import attrs
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
-from mtlstunnel.errors import SettingsError
 from mtlstunnel.service.admin_channel import AdminChannel, AdminClients
 from mtlstunnel.service.metrics import Dates, Look, Situation
 
 PATHS = ("/healthz", "/readyz", "/metrics", "/status")
 
 _TEXT = "text/plain; charset=utf-8"
+_NO_PROMETHEUS = (
+    b"prometheus_client is not installed; install it with: pip install prometheus-client\n"
+)
 
 
 @attrs.frozen
@@ -100,16 +102,14 @@ def admin_site(
     :param look: asks how the service is
     :param now: the present, with its time zone
     :param proxy_header: whether a balancer in front sends a PROXY header
-    :raises SettingsError: prometheus_client is not installed
     """
     try:
         from mtlstunnel.service.exposition import Exposition
     except ImportError:
-        raise SettingsError(
-            "--admin: needs prometheus_client, which is not installed; "
-            "install it with: pip install 'mtlstunnel[metrics]'"
-        ) from None
-    exposition = Exposition(look)
+        # Installed without dependencies: health checks need none.
+        exposition = None
+    else:
+        exposition = Exposition(look)
 
     def healthz(_accept: str) -> Page:
         return Page(b"ok\n")
@@ -125,6 +125,8 @@ def admin_site(
         return Page(b"not listening\n", status=503)
 
     def metrics(accept: str) -> Page:
+        if exposition is None:
+            return Page(_NO_PROMETHEUS, status=503)
         content_type, content = exposition.page(accept)
         return Page(content, content_type)
 

@@ -16,7 +16,6 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from mtlstunnel.errors import SettingsError
 from mtlstunnel.events import AcceptedClient, Closed, Event
 from mtlstunnel.service.admin import admin_site
 from mtlstunnel.service.exposition import Exposition
@@ -291,10 +290,17 @@ class AdminTests(SynchronousTestCase):
         self.ask("/healthz")
         self.assertEqual(heard, [])
 
-    def test_without_prometheus_client_it_is_one_line_that_says_what_to_install(self) -> None:
+    def test_without_prometheus_client_health_checks_work_and_metrics_say_what_to_install(
+        self,
+    ) -> None:
         name = "mtlstunnel.service.exposition"
         self.addCleanup(sys.modules.__setitem__, name, sys.modules[name])
         # What an import of something that is not there ends in.
         sys.modules[name] = None  # type: ignore[assignment]
-        with self.assertRaisesRegex(SettingsError, r"^--admin: needs prometheus_client.*pip inst"):
-            admin_site(lambda: self.now, lambda: AT, Clock())
+        self.site = admin_site(lambda: self.now, lambda: AT, Clock())
+        self.assertEqual(self.ask("/healthz")[::2], (200, b"ok\n"))
+        self.assertEqual(self.ask("/readyz")[::2], (200, b"ready\n"))
+        self.assertEqual(self.ask("/status")[0], 200)
+        status, _, body = self.ask("/metrics")
+        self.assertEqual(status, 503)
+        self.assertRegex(body, rb"\Aprometheus_client is not installed; .* pip install \S+\n\Z")
