@@ -268,10 +268,12 @@ EventSink = Callable[[Event], Any]
 """Where events go.  It must not raise and must not block."""
 
 
-def not_accepted(connection: ConnectionInfo, detail: str) -> RefusedClient:
+def not_accepted(
+    number: str, peer: str, listener: str, generation: int, detail: str
+) -> RefusedClient:
     """A connection that was closed before its handshake, because the process could not have it."""
     return RefusedClient(
-        connection=connection,
+        connection=ConnectionInfo(id=number, peer=peer, listener=listener, generation=generation),
         tls=TLSInfo(),
         reason=Reason.OTHER,
         detail=detail,

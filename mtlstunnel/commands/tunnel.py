@@ -314,12 +314,10 @@ def makeService(options: Options) -> IService:
                 reactor,
                 audit.log,
                 poller=poller_of(reactor),
-                lost_log_lines=lambda: queued_log.lost_lines,
+                log_lines=queued_log.lines,
             )
             if workers == 1
-            else WorkersService(
-                settings, reactor, audit.log, workers, lambda: queued_log.lost_lines
-            )
+            else WorkersService(settings, reactor, audit.log, workers, queued_log.lines)
         )
         # Before twistd writes its pid file, and while somebody looks.
         check_free(settings.listen)

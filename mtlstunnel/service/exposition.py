@@ -174,6 +174,7 @@ def families(now: Situation) -> Iterator[Metric]:
         "Bytes of lines the audit log has not taken yet.",
         now.audit_waiting_bytes,
     )
+    yield _gauge("log_lines_waiting", "Lines the log has not taken yet.", now.waiting_log_lines)
     yield _counter("log_lines_lost", "Lines the log could not take.", now.lost_log_lines)
     yield _counter("audit_lines_lost", "Lines the audit log could not take.", now.lost_lines)
 

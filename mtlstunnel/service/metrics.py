@@ -255,6 +255,7 @@ class Situation:
     :ivar lost_lines: lines that the audit log could not take
     :ivar generation: which set of trust anchors judges now
     :ivar lost_log_lines: lines that the log of twistd could not take
+    :ivar waiting_log_lines: lines that the log of twistd has not taken yet
     :ivar audit_waiting_bytes: bytes of lines that the audit log has not taken yet
     :ivar in_handshake: clients in their handshake
     :ivar most_handshakes: how many may be; 0 for no limit
@@ -280,6 +281,7 @@ class Situation:
     started: datetime.datetime | None
     workers: Workers | None = None
     lost_log_lines: int = 0
+    waiting_log_lines: int = 0
     audit_waiting_bytes: int = 0
     in_handshake: int = 0
     most_handshakes: int = 0

@@ -117,10 +117,10 @@ class QueuedLog(Service):
         self._observers: list[QueuedObserver] = []
         self._before: Any = None
 
-    @property
-    def lost_lines(self) -> int:
-        """How many lines of the log could not be written so far."""
-        return sum(one.lost_lines for one in self._observers)
+    def lines(self) -> tuple[int, int]:
+        """How many lines could not be written so far, and how many wait to be."""
+        lost = sum(one.lost_lines for one in self._observers)
+        return lost, sum(one.thread.waiting for one in self._observers)
 
     def take_over(self, beginner: Any = globalLogBeginner) -> None:
         """Wait for twistd to begin to log, which it does when it has made its service."""

@@ -17,7 +17,6 @@ from twisted.python.failure import Failure
 from mtlstunnel.errors import MtlstunnelError
 from mtlstunnel.events import (
     ConnectionIds,
-    ConnectionInfo,
     Event,
     EventSink,
     Reloaded,
@@ -82,7 +81,7 @@ class TunnelService(Service):
         events: EventSink | None = None,
         share: Share | None = None,
         poller: Poller | None = None,
-        lost_log_lines: Callable[[], int] = lambda: 0,
+        log_lines: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         """
         :param reactor: listens, dials and keeps time
@@ -90,10 +89,10 @@ class TunnelService(Service):
         :param share: where it is one of several that do the work of one; says nothing for itself
         :param poller: to wait for sockets in front of the reactor, started and stopped with the
             service; the reactor waits for them where None
-        :param lost_log_lines: how many lines the log could not take so far
+        :param log_lines: how many lines the log could not take so far, and has not taken yet
         :raises MtlstunnelError: a bundle, certificate, key or endpoint cannot be used
         """
-        self._lost_log_lines = lost_log_lines
+        self._log_lines = log_lines
         self.ports: list[IListeningPort] = []
         self.admin_ports: list[IListeningPort] = []
         self.metrics = Metrics()
@@ -152,7 +151,7 @@ class TunnelService(Service):
 
     def situation(self) -> Situation:
         """How it is now; what ``--admin`` shows."""
-        live, crowd = self._tunnels.live, self._crowd
+        live, crowd, (lost, waiting) = self._tunnels.live, self._crowd, self._log_lines()
         audit = self._told if isinstance(self._told, AuditLog) else None
         return Situation(
             metrics=self.metrics,
@@ -161,7 +160,8 @@ class TunnelService(Service):
             bytes_out=self.metrics.bytes_out + sum(one.bytes_out for one in live),
             lost_lines=0 if audit is None else audit.lost_lines,
             audit_waiting_bytes=0 if audit is None else audit.waiting_bytes,
-            lost_log_lines=self._lost_log_lines(),
+            lost_log_lines=lost,
+            waiting_log_lines=waiting,
             in_handshake=crowd.in_handshake,
             most_handshakes=crowd.limits.handshakes or 0,
             waiting=crowd.waiting,
@@ -319,10 +319,8 @@ class TunnelService(Service):
         self.ports.append(port)
 
     def _hung_up(self, listener: str, peer: str, said: str) -> None:
-        connection = ConnectionInfo(
-            id=self._next_id(), peer=peer, listener=listener, generation=self._generation.number
-        )
-        self._events(not_accepted(connection, said))
+        generation = self._generation.number
+        self._events(not_accepted(self._next_id(), peer, listener, generation, said))
 
     def _close_ports(self) -> list[Deferred[None]]:
         self._guard.clear()

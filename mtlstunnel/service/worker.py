@@ -118,7 +118,7 @@ class Worker:
             AuditLog(self._lines, utc_now),
             share,
             poller_of(self._reactor),
-            lambda: self._lost_log_lines,
+            lambda: (self._lost_log_lines, 0),
         )
         self._service.startService()
         self._channel.send("ready", self._service.id_prefix)

@@ -60,13 +60,13 @@ class WorkersService(Service):
         reactor: Any,
         audit: AuditLog,
         workers: int,
-        lost_log_lines: Callable[[], int] = lambda: 0,
+        log_lines: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         """
         :param reactor: starts processes, and keeps time
         :param audit: gets the lines of all of them
         :param workers: how many there are to be
-        :param lost_log_lines: how many lines the log could not take so far
+        :param log_lines: how many lines the log could not take so far, and has not taken yet
         :raises MtlstunnelError: a bundle, certificate, key, limit or endpoint cannot be used
         """
         self.ports: list[HeldPort] = []
@@ -76,7 +76,9 @@ class WorkersService(Service):
         self._audit = audit
         self._crowds = shares(settings.crowd, workers)
         # Never started: it knows what is right, and what can be said of all of them.
-        self._pattern = TunnelService(attrs.evolve(settings, admin=None), reactor, audit)
+        self._pattern = TunnelService(
+            attrs.evolve(settings, admin=None), reactor, audit, log_lines=log_lines
+        )
         self._admin_endpoints: list[IStreamServerEndpoint] = []
         if settings.admin is not None:
             self._admin_site = admin_site(
@@ -94,7 +96,6 @@ class WorkersService(Service):
             lambda *_: None,
             has_admin=settings.admin is not None,
         )
-        self._lost_log_lines = lost_log_lines
         self._restarts = 0
         self._started: datetime.datetime | None = None
         self._draining = False
@@ -110,8 +111,9 @@ class WorkersService(Service):
         summary = self._posts.summary(self._restarts)
         # One without a limit makes their sum one.
         limits = [one.report.most_handshakes for one in workers]
+        pattern = self._pattern.situation()
         return attrs.evolve(
-            self._pattern.situation(),
+            pattern,
             metrics=attrs.evolve(
                 whole.metrics, reload_success=own.reload_success, reloaded_at=own.reloaded_at
             ),
@@ -119,7 +121,7 @@ class WorkersService(Service):
             bytes_in=whole.bytes_in,
             bytes_out=whole.bytes_out,
             lost_lines=whole.lost_lines + self._audit.lost_lines,
-            lost_log_lines=whole.lost_log_lines + self._lost_log_lines(),
+            lost_log_lines=whole.lost_log_lines + pattern.lost_log_lines,
             in_handshake=whole.in_handshake,
             most_handshakes=sum(limits) if all(limits) else 0,
             waiting=whole.waiting,

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests import pki
+from tests.service.test_metrics import value
 from tests.system.harness import (
     AUTHORITY,
     CHECKOUT,
@@ -124,7 +125,7 @@ class UnreadLogTests(BlockedTestCase):
         command = (
             *(*TWISTD, "-n", "--pidfile=", "mtlstunnel", "--port", f"unix:{place}"),
             *("--cas", ca, "--cert", cert, "--key", key, "--upstream", upstream.place),
-            *("--audit-log", audit, *options),
+            *("--audit-log", audit, "--admin", f"unix:{self.directory}/admin.sock", *options),
         )
         process = subprocess.Popen(
             [str(part) for part in command],
@@ -149,11 +150,31 @@ class UnreadLogTests(BlockedTestCase):
                 self.visit(str(place))
                 reloads += 1
         self.wait_until(lambda: audit.read_text().count('"closed"') == reloads, "all events")
+
+        def is_full() -> bool:
+            process.send_signal(signal.SIGHUP)
+            return value(self.metrics(), "log_lines_waiting") > 10
+
+        # Signals that come together are one.
+        self.wait_until(is_full, "the pipe is full")
+        self.visit(str(place))
+        self.assertEqual(value(self.metrics(), "audit_lines_lost_total"), 0)
         self.assertIsNone(process.poll())
         # The end does not wait for a reader either.
         process.send_signal(signal.SIGTERM)
         self.assertEqual(process.wait(PATIENCE), 0)
         self.assertIn(b"starting up", process.stdout.read())
+
+    def metrics(self) -> str:
+        """``/metrics``."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(PATIENCE)
+            client.connect(f"{self.directory}/admin.sock")
+            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            answer = b""
+            while part := client.recv(1 << 16):
+                answer += part
+        return answer.partition(b"\r\n\r\n")[2].decode()
 
     def test_one_process_serves_through_600_reloads_and_ends(self) -> None:
         self.start_unread(rounds=600)
