@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from twisted.internet.interfaces import (
 from twisted.logger import Logger
 from twisted.plugin import getPlugins
 
+from mtlstunnel.commands.chroot import Needs, prepare_chroot
 from mtlstunnel.commands.people import fail
 from mtlstunnel.commands.signals import DrainOnSignals, ReloadOnHangup
 from mtlstunnel.commands.verdict_options import VerdictOptions
@@ -274,6 +275,23 @@ def _account(parent: Any) -> Account:
     return Account(bool(told.get("nodaemon", True)), told.get("uid"), told.get("gid"))
 
 
+def _prepare_chroot(
+    told: Mapping[str, Any], options: Options, settings: TunnelSettings, workers: int
+) -> None:
+    root = told.get("chroot")
+    if root is None:
+        return
+    audit_log = options["audit-log"]
+    needs = Needs(
+        settings=settings,
+        allow_file=options.path("allow-file"),
+        audit_log=None if audit_log in (None, "-") else Path(audit_log),
+        pidfile=Path(told["pidfile"]) if told.get("pidfile") else None,
+        workers=workers,
+    )
+    prepare_chroot(str(root), str(told.get("rundir") or "."), needs)
+
+
 def makeService(options: Options) -> IService:
     """
     The service that the options say.  A mistake in them, or in a file they name, ends the process
@@ -319,6 +337,7 @@ def makeService(options: Options) -> IService:
             if workers == 1
             else WorkersService(settings, reactor, audit.log, workers, queued_log.lines)
         )
+        _prepare_chroot(parent or {}, options, settings, workers)
         # Before twistd writes its pid file, and while somebody looks.
         check_free(settings.listen)
         if settings.admin is not None:
