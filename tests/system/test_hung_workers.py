@@ -72,6 +72,7 @@ class HungWorkerTests(WorkersTestCase):
         self.assertEqual(value(self.get("/metrics")[1], "workers_silent"), 1)
         for _ in range(20):
             self.is_echoed(tunnel)
+        self.assertNotIn("is killed\n", tunnel.output + "\n", "they waited for the next one")
         tunnel.wait_for_log(rf"\(pid {pid}\): has not answered for \d+ s, and is killed")
         tunnel.wait_for_log(rf"\(pid {pid}\) was ended by SIGKILL; the next one starts in")
         self.wait_until(lambda: self.get("/readyz")[0] == 200)
