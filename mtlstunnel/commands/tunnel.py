@@ -49,6 +49,7 @@ from mtlstunnel.service.cores import usable_cores
 from mtlstunnel.service.demo import DEMO_DIRECTORY, DEMO_PORT, Demo
 from mtlstunnel.service.listening import check_free
 from mtlstunnel.service.queued_log import QueuedLog
+from mtlstunnel.service.stale_locks import remove_own_pid_file
 from mtlstunnel.service.systemd import Systemd
 from mtlstunnel.service.tunnel_service import TunnelService
 from mtlstunnel.service.worker_process import check_account
@@ -152,6 +153,14 @@ class Options(VerdictOptions):
         """Nothing stands for itself here."""
         if extra:
             raise SettingsError(f"{extra[0]!r} does not belong to an option; take it out")
+
+    def postOptions(self) -> None:
+        """Let a container start again: twistd looks at its pid file after this."""
+        parent: Any = getattr(self, "parent", None)
+        # ``twist`` has no such option.
+        pid_file = (parent or {}).get("pidfile")
+        if pid_file:
+            remove_own_pid_file(pid_file)
 
     def places(self) -> tuple[Place, ...]:
         """

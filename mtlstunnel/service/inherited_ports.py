@@ -99,8 +99,9 @@ def inherited_endpoints(
     """
     if isinstance(place, Address):
         return [InheritedEndpoint(reactor, one) for one in sockets]
-    # What is inherited of systemd is not for this process.  Where it is has been said already.
-    text = re.sub(r"(^|:)systemd:.*", r"\1tcp:0", place.text, flags=re.DOTALL)
+    # What is inherited of systemd, and the lock of a unix socket, are not for this process.  Where
+    # it is has been said already.
+    text = re.sub(r"(^|:)(?:systemd|unix):.*", r"\1tcp:0", place.text, flags=re.DOTALL)
     return [
         endpoint
         for one in sockets

@@ -23,6 +23,7 @@ from twisted.internet.interfaces import (
 
 from mtlstunnel.errors import ListenError, SettingsError
 from mtlstunnel.places import BALANCER_PREFIX, Address, Place
+from mtlstunnel.service.stale_locks import LockReleasingReactor, SocketLockedError
 from mtlstunnel.service.unix_acceptor import SocketAdoptingReactor
 
 BACKLOG = 1024
@@ -36,6 +37,9 @@ _TAKES_BACKLOG = re.compile(r"(?:tcp6?|unix|ssl|tls):")
 
 _ADOPTS = re.compile(r"(?:^|:)systemd:")
 """Endpoint strings whose socket another process has opened."""
+
+_IS_UNIX = re.compile(r"(?:^|:)unix:")
+"""Endpoint strings of sockets that have a lock."""
 
 _REMEDIES = {
     errno.EAFNOSUPPORT: "give that domain, or another index",
@@ -75,6 +79,8 @@ def endpoint_from_string(
         raise ValueError("a connection has one PROXY header")
     if _ADOPTS.search(text):
         reactor = adopting(reactor)
+    elif _IS_UNIX.search(text):
+        reactor = LockReleasingReactor(reactor)
     if _TAKES_BACKLOG.match(text):
         # A backlog that the string gives by name stands further behind, and replaces this one.
         kind, _, rest = text.partition(":")
@@ -148,7 +154,13 @@ def _explain(option: str, place: Place, failure: BaseException) -> ListenError:
     reason = failure.socketError if isinstance(failure, CannotListenError) else failure
     code = getattr(reason, "errno", None)
     said = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-    remedy = _REMEDIES.get(cast("int", code), "check the address")
+    if isinstance(reason, SocketLockedError):
+        remedy = (
+            f"{reason.lock} names process {reason.owner}; stop what listens there or give another "
+            "path; if it has ended, remove that lock and the socket"
+        )
+    else:
+        remedy = _REMEDIES.get(cast("int", code), "check the address")
     return ListenError(f"{option} {place}: cannot listen: {said}; {remedy}")
 
 
