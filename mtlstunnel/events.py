@@ -23,6 +23,7 @@ class TLSInfo:
     :ivar cipher: OpenSSL's name of the suite
     :ivar group: the key exchange group; None where it cannot be known
     :ivar sni: the server name the client asked for, escaped (RFC 6066, section 3)
+    :ivar alpn: the application protocol that was agreed on, escaped (RFC 7301)
     :ivar resumed: whether the client went on from a ticket, and was judged again
     """
 
@@ -30,6 +31,7 @@ class TLSInfo:
     cipher: str | None = None
     group: str | None = None
     sni: str | None = None
+    alpn: str | None = None
     resumed: bool = False
 
     def as_dict(self) -> dict[str, object]:
@@ -39,6 +41,7 @@ class TLSInfo:
             "cipher": self.cipher,
             "group": self.group,
             "sni": self.sni,
+            "alpn": self.alpn,
             "resumed": self.resumed,
         }
 

@@ -163,6 +163,37 @@ def _not_empty(option: str, remedy: str) -> Callable[[Any, Attribute[Any], Any],
     return check
 
 
+LONGEST_ALPN = 255
+"""Bytes of an application protocol's name, at most (RFC 7301, 3.1)."""
+
+
+def check_alpn(option: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """
+    Return the application protocols as given.
+
+    :param option: what the message begins with
+    :raises SettingsError: a name is empty, too long or given twice
+    """
+    for number, name in enumerate(names):
+        try:
+            size = len(name.encode())
+        except UnicodeEncodeError:
+            raise SettingsError(
+                f"{option} {name!r}: is not UTF-8; give a name such as h2 or postgresql"
+            ) from None
+        if not 0 < size <= LONGEST_ALPN:
+            raise SettingsError(
+                f"{option} {name[:40]!r}: has {size} bytes; give 1 to {LONGEST_ALPN}, such as h2"
+            )
+        if name in names[:number]:
+            raise SettingsError(f"{option} {name!r}: is given twice; leave one out")
+    return names
+
+
+def _alpn_names(_self: Any, _attribute: Attribute[Any], value: tuple[str, ...]) -> None:
+    check_alpn("--alpn", value)
+
+
 def _host_names(_self: Any, _attribute: Attribute[Any], value: tuple[str, ...]) -> None:
     for name in value:
         plain = name.removeprefix("*.")
@@ -235,6 +266,7 @@ class TunnelSettings(VerdictSettings):
     :ivar crowd: how many clients there may be at once
     :ivar verify: what is asked of clients
     :ivar resumption: whether a client may shorten its next handshake, and is judged again then
+    :ivar alpn: application protocols in order of preference; nothing is negotiated without
     :ivar admin: where health and metrics are served; None for nowhere
     :ivar proxy_protocol: how the upstream is told who a client is
     """
@@ -257,6 +289,7 @@ class TunnelSettings(VerdictSettings):
     crowd: CrowdLimits = attrs.Factory(CrowdLimits)
     verify: VerifyStrategy = attrs.field(default=VerifyStrategy.REQUIRE_AND_VERIFY)
     resumption: bool = False
+    alpn: tuple[str, ...] = attrs.field(default=(), validator=_alpn_names)
     admin: Place | None = None
     proxy_protocol: ProxyProtocol = ProxyProtocol.OFF
 

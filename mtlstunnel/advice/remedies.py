@@ -255,6 +255,23 @@ def _name_constraints(_: Objection, case: Case) -> tuple[Step, ...]:
     )
 
 
+def _no_application_protocol(_: Objection, case: Case) -> tuple[Step, ...]:
+    return (
+        Step(
+            Who.CLIENT,
+            "Have the client offer a name that the server has: the sentence above lists both. A "
+            "client that offers none is served, too.",
+            (f"openssl s_client -connect HOST:PORT -cert {case.client} -key {case.key} -alpn h2",),
+        ),
+        Step(
+            Who.OPERATOR,
+            "Or add the name to the server, if the service behind speaks that protocol. The option "
+            "counts when the tunnel is restarted.",
+            ("--alpn h2",),
+        ),
+    )
+
+
 def _other(_: Objection, case: Case) -> tuple[Step, ...]:
     return (
         Step(
@@ -284,6 +301,7 @@ _BY_REASON: Mapping[Reason, Callable[[Objection, Case], tuple[Step, ...]]] = Map
         Reason.CRL_EXPIRED: crl_expired,
         Reason.NOT_ALLOWED: not_allowed,
         Reason.MALFORMED: malformed,
+        Reason.NO_APPLICATION_PROTOCOL: _no_application_protocol,
         Reason.OTHER: _other,
     }
 )

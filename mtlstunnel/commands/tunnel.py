@@ -134,6 +134,7 @@ class Options(VerdictOptions):
         super().__init__()
         self.ports: list[str] = []
         self.domains: list[str] = []
+        self.alpn: list[str] = []
 
     def opt_port(self, value: str) -> None:
         """port, HOST:PORT or Twisted server endpoint; repeatable [default: 443]"""
@@ -144,6 +145,10 @@ class Options(VerdictOptions):
     def opt_domain(self, value: str) -> None:
         """name of the self-made certificate; repeatable [default: localhost]"""
         self.domains.append(value)
+
+    def opt_alpn(self, value: str) -> None:
+        """application protocol such as h2; repeatable, best first [default: none negotiated]"""
+        self.alpn.append(value)
 
     def opt_crt(self, value: str) -> None:
         """the same as --cert"""
@@ -189,6 +194,7 @@ class Options(VerdictOptions):
             "alert": choice("--alert", AlertPolicy, self["alert"]),
             "verify": choice("--verify", VerifyStrategy, self["verify"]),
             "resumption": bool(self["resumption"]),
+            "alpn": tuple(self.alpn),
             "proxy_protocol": choice("--proxy-protocol", ProxyProtocol, self["proxy-protocol"]),
             "limits": TimeLimits(
                 handshake=seconds("--handshake-timeout", self["handshake-timeout"]),

@@ -32,6 +32,7 @@ from mtlstunnel.settings import (
     CrlExpired,
     TLSVersion,
     VerdictSettings,
+    check_alpn,
     choice,
     parse_crl_expired,
     seconds,
@@ -57,6 +58,7 @@ def door_factory(
     alert: AlertPolicy = AlertPolicy.BAD_CERTIFICATE,
     allow: AllowedNames | None = None,
     resumption: bool = False,
+    alpn: Iterable[str] = (),
     crl: Iterable[Path | str] = (),
     crl_check: CrlCheck = CrlCheck.LEAF,
     crl_expired: CrlExpired = REFUSE_EXPIRED,
@@ -78,6 +80,8 @@ def door_factory(
     :param key: its private key; None where it is in the same file
     :param allow: which of the verified clients come in; all of them where None
     :param resumption: whether clients may resume their sessions; they are judged again then
+    :param alpn: application protocols in order of preference; a client that offers others only is
+        refused (RFC 7301); nothing is negotiated without
     :param crl: PEM and DER files and directories with CRLs of the CAs
     :param crl_check: for which certificates of a path a CRL is asked for
     :param crl_expired: what becomes of clients whose CRL is past its nextUpdate
@@ -112,6 +116,7 @@ def door_factory(
         alert=alert,
         policy=trust.policy,
         resumption=resumption,
+        alpn=check_alpn("alpn", tuple(alpn)),
     )
     return DoorFactory(
         context,
@@ -173,8 +178,8 @@ def mtls_endpoint(reactor: Any, *args: str, **kwargs: str) -> DoorEndpoint:
     The first part is a port or the beginning of another endpoint string, whose own options may
     follow: ``mtls:haproxy:tcp:443:cas=...``, ``mtls:unix:/run/app.sock:mode=600:cas=...``.  Own
     options are cas, cert, key, alert, min_version, max_version, handshake_timeout, max_handshakes,
-    max_connections_per_client, crl, crl_check and crl_expired; several files in ``cas`` and ``crl``
-    are separated by commas.
+    max_connections_per_client, alpn, crl, crl_check and crl_expired; several files in ``cas`` and
+    ``crl`` and several names in ``alpn`` are separated by commas.
 
     :raises SettingsError: something is missing or not understood
     """
@@ -192,6 +197,8 @@ def mtls_endpoint(reactor: Any, *args: str, **kwargs: str) -> DoorEndpoint:
     }
     if "crl" in kwargs:
         options["crl"] = _several("crl", kwargs.pop("crl"))
+    if "alpn" in kwargs:
+        options["alpn"] = check_alpn("mtls: endpoint: alpn", tuple(kwargs.pop("alpn").split(",")))
     if "crl_expired" in kwargs:
         options["crl_expired"] = parse_crl_expired(
             "mtls: endpoint: crl_expired", kwargs.pop("crl_expired")

@@ -61,6 +61,7 @@ def load_generation(settings: TunnelSettings, number: int) -> Generation:
         policy=trust.policy,
         verify=settings.verify,
         resumption=settings.resumption,
+        alpn=settings.alpn,
         generation=number,
     )
     return Generation(

@@ -94,6 +94,7 @@ class DoorContext:
 
     It is never changed once a connection was made of it: a new bundle is a new context.
 
+    :ivar alpn: application protocols in order of preference
     :ivar generation: which set of anchors this is, counted from 1
     :ivar as_of: judge as of then, with its time zone, instead of now
     """
@@ -106,6 +107,7 @@ class DoorContext:
     policy: Policy = EVERY_GOOD_PATH
     verify: VerifyStrategy = VerifyStrategy.REQUIRE_AND_VERIFY
     resumption: bool = False
+    alpn: tuple[str, ...] = ()
     generation: int = 1
     now: Clock = utc_now
     as_of: datetime.datetime | None = None
@@ -131,7 +133,11 @@ class DoorContext:
                 "rightly; install pyOpenSSL 26.0 or newer"
             )
         context = server_context(
-            self.credentials, self.min_version, self.max_version, resumption=self.resumption
+            self.credentials,
+            self.min_version,
+            self.max_version,
+            resumption=self.resumption,
+            alpn=self.alpn,
         )
         moment = None
         if self.as_of is not None:

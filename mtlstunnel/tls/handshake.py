@@ -11,6 +11,7 @@ from OpenSSL import SSL
 
 from mtlstunnel.events import TLSInfo
 from mtlstunnel.tls import bindings
+from mtlstunnel.tls.alpn import NoApplicationProtocol
 from mtlstunnel.tls.context import DoorContext, Objection, alert_for
 from mtlstunnel.tls.framing import RecordFraming
 from mtlstunnel.trust.identity import escape, escape_bytes
@@ -134,7 +135,11 @@ class Handshake:
             self._heard += data
         is_done, fault = self._step(data)
         unsaid = 0
-        if self._may_resume and bindings.session_was_resumed(self.connection):
+        if (
+            self._may_resume
+            and not isinstance(self.verdict, Refused)
+            and bindings.session_was_resumed(self.connection)
+        ):
             self._may_resume = False
             self.verdict = self.context.outcome_of_resumption(self.connection, self.objection)
             self.resumed, self._path = self.verdict is not None, self.context.path
@@ -171,6 +176,9 @@ class Handshake:
         except SSL.Error as error:
             # Not the error itself: its traceback would hold this frame, and the frame it.
             fault = _openssl_says(error)
+        except NoApplicationProtocol as error:
+            # OpenSSL has answered with the alert.  The certificates have not been looked at.
+            self.verdict, fault = error.refusal, "no application protocol"
         if context.outcome is not None:
             self.verdict, self._path = context.outcome, context.path
         return is_done, fault
@@ -206,6 +214,9 @@ class Handshake:
     def _refuse(self, said: str, wire: bytes) -> None:
         self.progress = Progress.REFUSED
         if isinstance(self.verdict, Refused):
+            if self.verdict.reason is Reason.NO_APPLICATION_PROTOCOL:
+                self.alert = Alert.NO_APPLICATION_PROTOCOL
+                return
             self.alert = alert_for(self.verdict.reason, self.context.alert)
             return
         self.verdict = _explain(said)
@@ -256,12 +267,14 @@ def negotiated(connection: SSL.Connection, *, resumed: bool, answered: bool = Tr
     """
     cipher = connection.get_cipher_name()
     sni = connection.get_servername()
+    alpn = connection.get_alpn_proto_negotiated()
     return TLSInfo(
         # Before our ServerHello OpenSSL says the highest version it would speak.
         version=connection.get_protocol_version_name() if answered else None,
         cipher=cipher,
         group=_group(connection) if cipher is not None else None,
         sni=None if sni is None else escape_bytes(sni),
+        alpn=escape_bytes(alpn) if alpn else None,
         resumed=resumed,
     )
 

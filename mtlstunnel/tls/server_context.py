@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 import secrets
+from collections.abc import Sequence
 
 from OpenSSL import SSL, crypto
 
 from mtlstunnel.errors import BundleError, MtlstunnelError, ServerCertificateError
 from mtlstunnel.settings import TLSVersion
 from mtlstunnel.tls import bindings
+from mtlstunnel.tls.alpn import alpn_selector
 from mtlstunnel.tls.credentials import Credentials
 from mtlstunnel.trust.bundle import Bundle
 
@@ -48,11 +50,13 @@ def server_context(
     max_version: TLSVersion,
     *,
     resumption: bool,
+    alpn: Sequence[str] = (),
 ) -> SSL.Context:
     """
     Return a context that shows a certificate and asks for none yet.
 
     :param resumption: whether clients get tickets
+    :param alpn: application protocols in order of preference; nothing is negotiated without
     :raises MtlstunnelError: OpenSSL does not take the certificate, or lacks what resumption needs
     """
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
@@ -64,6 +68,8 @@ def server_context(
         _allow_tickets(context)
     else:
         bindings.offer_no_ticket(context)
+    if alpn:
+        context.set_alpn_select_callback(alpn_selector(alpn))
     # NO_AUTO_CHAIN: the anchors are for judging clients, not for completing our own chain.
     context.set_mode(SSL.MODE_RELEASE_BUFFERS | bindings.MODE_NO_AUTO_CHAIN)
     # Else an openssl.cnf, which an environment variable may name, could allow weak keys.

@@ -25,6 +25,7 @@ class Reason(str, enum.Enum):
     CRL_EXPIRED = "crl_expired"
     NOT_ALLOWED = "not_allowed"
     MALFORMED = "malformed"
+    NO_APPLICATION_PROTOCOL = "no_application_protocol"
     OTHER = "other"
 
 
@@ -70,6 +71,7 @@ class Alert(enum.IntEnum):
     DECODE_ERROR = 50
     DECRYPT_ERROR = 51
     CERTIFICATE_REQUIRED = 116
+    NO_APPLICATION_PROTOCOL = 120
 
 
 SPECIFIC_ALERT: Mapping[Reason, Alert] = MappingProxyType(

@@ -218,6 +218,12 @@ def _other(folder: Path) -> Sequence[str]:
     return ()
 
 
+def _no_application_protocol(folder: Path) -> Sequence[str]:
+    ca = _ca()
+    _files(folder, ca, _alice(ca))
+    return ("--alpn", "h2")
+
+
 CASES: dict[str, Maker] = {
     "no_certificate": _no_certificate,
     "unknown_ca": _foreign,
@@ -235,6 +241,7 @@ CASES: dict[str, Maker] = {
     "crl_expired": _crl_expired,
     "not_allowed": _not_allowed,
     "malformed": _malformed,
+    "no_application_protocol": _no_application_protocol,
     "other": _other,
 }
 

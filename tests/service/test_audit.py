@@ -29,7 +29,13 @@ from tests import pki
 
 AT = datetime.datetime(2030, 1, 2, 3, 4, 5, 678999, tzinfo=datetime.timezone.utc)
 INFO = ConnectionInfo(id="abc-1", peer="127.0.0.1:4711", listener="0.0.0.0:443", generation=3)
-TLS = TLSInfo(version="TLSv1.3", cipher="TLS_AES_256_GCM_SHA384", group="X25519", sni="a.example")
+TLS = TLSInfo(
+    version="TLSv1.3",
+    cipher="TLS_AES_256_GCM_SHA384",
+    group="X25519",
+    sni="a.example",
+    alpn="h2",
+)
 ANCHOR = "c0ffee" + "0" * 58
 
 CONNECTION = {
@@ -44,6 +50,7 @@ TLS_FIELDS = {
     "cipher": "TLS_AES_256_GCM_SHA384",
     "group": "X25519",
     "sni": "a.example",
+    "alpn": "h2",
     "resumed": False,
 }
 

@@ -18,7 +18,7 @@ from mtlstunnel.trust.reasons import (
 WORDS = (
     "no_certificate unknown_ca bad_signature expired not_yet_valid not_a_ca path_too_long "
     "wrong_purpose weak_key name_constraints revoked crl_missing crl_expired not_allowed "
-    "malformed other"
+    "malformed no_application_protocol other"
 )
 
 CODES = {
@@ -104,7 +104,12 @@ class FromOpenSSL(unittest.SynchronousTestCase):
 
     def test_no_number_has_two_reasons_and_none_means_well(self) -> None:
         self.assertNotIn(0, REASON_BY_CODE)
-        ours = {Reason.NO_CERTIFICATE, Reason.NOT_ALLOWED, Reason.OTHER}
+        ours = {
+            Reason.NO_CERTIFICATE,
+            Reason.NOT_ALLOWED,
+            Reason.NO_APPLICATION_PROTOCOL,
+            Reason.OTHER,
+        }
         self.assertEqual(set(REASON_BY_CODE.values()), set(Reason) - ours)
 
 
@@ -112,7 +117,10 @@ class ToAlerts(unittest.SynchronousTestCase):
     """What ``--alert specific`` answers."""
 
     def test_every_reason_but_no_certificate_has_an_alert(self) -> None:
-        self.assertEqual(set(SPECIFIC_ALERT), set(Reason) - {Reason.NO_CERTIFICATE})
+        self.assertEqual(
+            set(SPECIFIC_ALERT),
+            set(Reason) - {Reason.NO_CERTIFICATE, Reason.NO_APPLICATION_PROTOCOL},
+        )
 
     def test_the_alerts_of_the_rfc(self) -> None:
         for reason, number in (
