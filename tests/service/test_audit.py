@@ -117,7 +117,13 @@ class TheFields(unittest.SynchronousTestCase):
     def test_a_probe(self) -> None:
         self.assertEqual(
             fields(probe()),
-            {**CONNECTION, "event": "probe", "detail": "nothing was sent", "duration": 0.25},
+            {
+                **CONNECTION,
+                "event": "probe",
+                "detail": "nothing was sent",
+                "proxy_header": None,
+                "duration": 0.25,
+            },
         )
 
     def test_a_refusal(self) -> None:
