@@ -142,11 +142,11 @@ class Poller:
     What is wanted no more is not told to the system until it comes up: most pauses end before
     anything has come.  A socket that is closed leaves the system's list by itself.
 
-    Sockets that carry bulk (:attr:`Watched.is_bulk`) stand in a queue.  Each iteration serves all
-    other sockets that are ready, gives the reactor its turn, and then serves the queue for
-    :data:`TURN_SECONDS`.  So a small message waits for a few batches and not for a batch of every
-    bulk transfer.  Bulk gets as much time as the others took, but :data:`LONGEST_TURN_SECONDS` at
-    most.
+    Sockets that carry bulk (:attr:`Watched.is_bulk`), or have hung up, stand in a queue.  Each
+    iteration serves all other sockets that are ready, gives the reactor its turn, and then serves
+    the queue for :data:`TURN_SECONDS`.  So a small message waits for a few batches and not for a
+    batch of every bulk transfer.  Bulk gets as much time as the others took, but
+    :data:`LONGEST_TURN_SECONDS` at most.
     """
 
     def __init__(self, reactor: Any, descriptor: int) -> None:
@@ -245,10 +245,19 @@ class Poller:
             one = watched.get(fd)
             if one is None:
                 is_reactors_turn = is_reactors_turn or fd == self._descriptor
-            elif one.is_bulk:
+            elif one.is_bulk or event & _GONE:
                 queue[one] = event
             else:
-                self._serve(one, event)
+                # As in _serve, without the call.
+                try:
+                    if event & one.interest & READ:
+                        one.doRead()
+                    if event & one.interest & WRITE:
+                        one.doWrite()
+                    if event & one.registered & ~one.interest:
+                        self._tell_system(one)
+                except Exception:
+                    self._failed(one)
         if is_reactors_turn:
             self._do_iteration(0)
         if queue:

@@ -545,7 +545,8 @@ class TCPUpstream(TunnelBehaviour, TestCase):
             return dial(factory)
 
         self.tunnels.upstream = EagerUpstream(dial_narrow)
-        self.listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        # With less the kernel may drop segments that came, and wait for their retransmission.
+        self.listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
         client, back = yield self.connect()
         (tunnel,) = self.tunnels.live
         yield until(lambda: tunnel._upstream is not None)
