@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from mtlstunnel.clock import use_monotonic_clock
     from mtlstunnel.errors import MtlstunnelError
     from mtlstunnel.limits import CrowdLimits, TimeLimits
     from mtlstunnel.places import Address
@@ -47,6 +48,7 @@ _ROOMS = {
     "TunnelSettings": "mtlstunnel.settings",
     "door_factory": "mtlstunnel.service.embedding",
     "identity_of": "mtlstunnel.tls.door_factory",
+    "use_monotonic_clock": "mtlstunnel.clock",
 }
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "TunnelSettings",
     "door_factory",
     "identity_of",
+    "use_monotonic_clock",
 ]
 
 

@@ -19,7 +19,7 @@ ORDER = (
     ("errors", "limits", "places", "settings"),
     ("trust",),
     ("events",),
-    ("timers",),
+    ("clock", "timers"),
     ("tls",),
     ("relay",),
     ("service",),

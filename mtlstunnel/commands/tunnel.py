@@ -17,6 +17,7 @@ from twisted.internet.interfaces import (
 from twisted.logger import Logger
 from twisted.plugin import getPlugins
 
+from mtlstunnel.clock import use_monotonic_clock
 from mtlstunnel.commands.chroot import Needs, prepare_chroot
 from mtlstunnel.commands.people import fail
 from mtlstunnel.commands.signals import DrainOnSignals, ReloadOnHangup
@@ -314,6 +315,7 @@ def makeService(options: Options) -> IService:
     """
     from twisted.internet import reactor
 
+    use_monotonic_clock(reactor)
     parent = getattr(options, "parent", None)
     account = _account(parent)
     queued_log = QueuedLog(reactor)

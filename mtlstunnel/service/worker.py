@@ -20,6 +20,7 @@ from twisted.logger import (
 )
 from zope.interface import implementer
 
+from mtlstunnel.clock import use_monotonic_clock
 from mtlstunnel.relay.poller import poller_of
 from mtlstunnel.service.audit import AuditLog
 from mtlstunnel.service.audit_file import LineFile
@@ -190,6 +191,7 @@ def main() -> None:
     from twisted.internet import reactor as installed
 
     reactor: Any = installed
+    use_monotonic_clock(reactor)
     worker = Worker(reactor, orders)
     globalLogBeginner.beginLoggingTo([worker], redirectStandardIO=False)
     reactor.callWhenRunning(_start, worker)
