@@ -86,6 +86,13 @@ REFUSE_EXPIRED = CrlExpired()
 """A CRL counts until its nextUpdate and no longer."""
 
 
+class StartTLS(enum.Enum):
+    """The protocol in which clients ask for TLS before they begin with it."""
+
+    POSTGRESQL = "postgresql"
+    """PostgreSQL's SSLRequest."""
+
+
 class ProxyProtocol(enum.Enum):
     """How the upstream is told who a client is; each v2 says all that the one before it does."""
 
@@ -267,6 +274,7 @@ class TunnelSettings(VerdictSettings):
     :ivar verify: what is asked of clients
     :ivar resumption: whether a client may shorten its next handshake, and is judged again then
     :ivar alpn: application protocols in order of preference; nothing is negotiated without
+    :ivar starttls: in which protocol clients ask for TLS; they begin with TLS where None
     :ivar admin: where health and metrics are served; None for nowhere
     :ivar proxy_protocol: how the upstream is told who a client is
     """
@@ -290,8 +298,14 @@ class TunnelSettings(VerdictSettings):
     verify: VerifyStrategy = attrs.field(default=VerifyStrategy.REQUIRE_AND_VERIFY)
     resumption: bool = False
     alpn: tuple[str, ...] = attrs.field(default=(), validator=_alpn_names)
+    starttls: StartTLS | None = None
     admin: Place | None = None
     proxy_protocol: ProxyProtocol = ProxyProtocol.OFF
+
+    @property
+    def application_protocols(self) -> tuple[str, ...]:
+        """What is negotiated: ``alpn``, or else what ``starttls`` needs for direct TLS."""
+        return self.alpn or (() if self.starttls is None else (self.starttls.value,))
 
     @upstream.validator
     def _upstream_is_another(self, _attribute: Attribute[Place], value: Place) -> None:

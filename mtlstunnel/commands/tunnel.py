@@ -58,6 +58,7 @@ from mtlstunnel.service.workers import WorkersService
 from mtlstunnel.settings import (
     AlertPolicy,
     ProxyProtocol,
+    StartTLS,
     TLSVersion,
     TunnelSettings,
     VerifyStrategy,
@@ -104,6 +105,7 @@ class Options(VerdictOptions):
         ["alert", None, "bad_certificate", "answer to a refused certificate, or: specific"],
         ["admin", None, None, "port, HOST:PORT or endpoint for health and metrics [default: none]"],
         ["audit-log", None, None, "file for the events, or - [default: standard error]"],
+        ["starttls", None, None, "postgresql: answer its SSLRequest [default: TLS at once]"],
         ["proxy-protocol", None, "off", "tell the upstream who it is: v1, v2, v2-tls or v2-cert"],
         ["handshake-timeout", None, "10", "seconds to the verdict"],
         ["connect-timeout", None, "10", "seconds to reach the upstream"],
@@ -196,6 +198,9 @@ class Options(VerdictOptions):
             "verify": choice("--verify", VerifyStrategy, self["verify"]),
             "resumption": bool(self["resumption"]),
             "alpn": tuple(self.alpn),
+            "starttls": None
+            if self["starttls"] is None
+            else choice("--starttls", StartTLS, self["starttls"]),
             "proxy_protocol": choice("--proxy-protocol", ProxyProtocol, self["proxy-protocol"]),
             "limits": TimeLimits(
                 handshake=seconds("--handshake-timeout", self["handshake-timeout"]),

@@ -30,6 +30,7 @@ from mtlstunnel.settings import (
     AllowedNames,
     CrlCheck,
     CrlExpired,
+    StartTLS,
     TLSVersion,
     VerdictSettings,
     check_alpn,
@@ -67,6 +68,7 @@ def door_factory(
     max_handshakes: int | None = None,
     max_connections_per_client: int = 0,
     proxy_header: bool = False,
+    starttls: StartTLS | None = None,
     events: EventSink | None = None,
 ) -> DoorFactory:
     """
@@ -90,6 +92,7 @@ def door_factory(
     :param max_handshakes: how many may be in progress at once, the one that has taken longest is
         cut off; 0 for any number, None for what suits this process
     :param max_connections_per_client: how many a client may have open, by its key; 0 for any number
+    :param starttls: in which protocol clients ask for TLS; they begin with TLS where None
     :param proxy_header: whether a balancer in front sends a PROXY header before each client's bytes
     :param events: gets every verdict; the application's log, as JSON lines, where None
     :raises MtlstunnelError: a bundle, certificate, key, rule or CRL cannot be used
@@ -116,7 +119,7 @@ def door_factory(
         alert=alert,
         policy=trust.policy,
         resumption=resumption,
-        alpn=check_alpn("alpn", tuple(alpn)),
+        alpn=check_alpn("alpn", tuple(alpn)) or (() if starttls is None else (starttls.value,)),
     )
     return DoorFactory(
         context,
@@ -130,6 +133,7 @@ def door_factory(
             )
         ),
         proxy_header=proxy_header,
+        starttls=starttls,
     )
 
 
@@ -178,8 +182,8 @@ def mtls_endpoint(reactor: Any, *args: str, **kwargs: str) -> DoorEndpoint:
     The first part is a port or the beginning of another endpoint string, whose own options may
     follow: ``mtls:haproxy:tcp:443:cas=...``, ``mtls:unix:/run/app.sock:mode=600:cas=...``.  Own
     options are cas, cert, key, alert, min_version, max_version, handshake_timeout, max_handshakes,
-    max_connections_per_client, alpn, crl, crl_check and crl_expired; several files in ``cas`` and
-    ``crl`` and several names in ``alpn`` are separated by commas.
+    max_connections_per_client, alpn, starttls, crl, crl_check and crl_expired; several files
+    in ``cas`` and ``crl`` and several names in ``alpn`` are separated by commas.
 
     :raises SettingsError: something is missing or not understood
     """
@@ -203,10 +207,11 @@ def mtls_endpoint(reactor: Any, *args: str, **kwargs: str) -> DoorEndpoint:
         options["crl_expired"] = parse_crl_expired(
             "mtls: endpoint: crl_expired", kwargs.pop("crl_expired")
         )
-    choices: dict[str, type[AlertPolicy] | type[CrlCheck] | type[TLSVersion]] = {
+    choices: dict[str, type[AlertPolicy] | type[CrlCheck] | type[StartTLS] | type[TLSVersion]] = {
         "alert": AlertPolicy,
         "crl_check": CrlCheck,
         "min_version": TLSVersion,
+        "starttls": StartTLS,
         "max_version": TLSVersion,
     }
     for name, kind in choices.items():

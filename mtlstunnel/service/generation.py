@@ -61,7 +61,7 @@ def load_generation(settings: TunnelSettings, number: int) -> Generation:
         policy=trust.policy,
         verify=settings.verify,
         resumption=settings.resumption,
-        alpn=settings.alpn,
+        alpn=settings.application_protocols,
         generation=number,
     )
     return Generation(

@@ -288,6 +288,7 @@ class TunnelService(Service):
                 crowd=self._crowd,
                 timers=self._timers,
                 proxy_header=has_proxy_header(place),
+                starttls=self._settings.starttls,
             )
             self._doors.append(door)
             opening = listen(endpoint, place, door)

@@ -20,7 +20,9 @@ from mtlstunnel.tls import bindings
 from mtlstunnel.tls.crowd import Place
 from mtlstunnel.tls.established import EstablishedSession, ISessionTaker, session_receive
 from mtlstunnel.tls.handshake import Handshake, Progress
+from mtlstunnel.tls.plain_protocols import SILENT_HELP, not_tls
 from mtlstunnel.tls.proxy_header import HeaderReader, ProxyHeaderError
+from mtlstunnel.tls.starttls import BEGUN, PlainState, PostgresNegotiation
 from mtlstunnel.tls.transports import acknowledge, bare_socket_transport, describe_address
 from mtlstunnel.tls.verdict_events import accepted_client, refused_client
 from mtlstunnel.trust.identity import Identity
@@ -70,6 +72,8 @@ class DoorProtocol(TLSMemoryBIOProtocol):
     _embedded = False
     _header: HeaderReader | None = None
     """Where the balancer in front sends a PROXY header."""
+    _plain: PostgresNegotiation | None = None
+    """Where clients ask for TLS before they begin with it."""
     _why_cut_off: str | None = None
     _dropped = 0
 
@@ -85,6 +89,9 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         )
         self._generation = factory.context.generation
         self._receive: Callable[[bytes], None] = self._handshake_received
+        if factory.starttls is not None:
+            self._plain = PostgresNegotiation()
+            self._receive = self._plain_received
         if factory.proxy_header:
             self._header = HeaderReader()
             self._receive = self._header_received
@@ -143,6 +150,19 @@ class DoorProtocol(TLSMemoryBIOProtocol):
             self._probed(str(error), error.fault.value)
             return
         if rest is not None:
+            first = self._handshake_received if self._plain is None else self._plain_received
+            self._receive = first
+            if rest:
+                self._receive(rest)
+
+    def _plain_received(self, data: bytes) -> None:
+        plain = cast("PostgresNegotiation", self._plain)
+        answer, rest = plain.receive(data)
+        if answer:
+            self._send(answer)
+        if plain.state is PlainState.FAILED:
+            self._probed(plain.fault)
+        elif plain.state is PlainState.TLS:
             self._receive = self._handshake_received
             if rest:
                 self._receive(rest)
@@ -160,7 +180,7 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         elif handshake.progress is Progress.REFUSED:
             self._refused(handshake, cast("Refused", handshake.verdict))
         elif handshake.progress is Progress.NOT_TLS:
-            self._probed(f"sent {len(data)} bytes that are not TLS")
+            self._probed(not_tls(data))
 
     def _send(self, wire: bytes) -> None:
         # A flight nearly always fits the socket's buffer.  Sent at once it saves the reactor two
@@ -311,7 +331,8 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         if cut is not None:
             self._probed(str(cut), cut.fault.value)
         elif self.is_silent:
-            self._probed(f"sent nothing for {waited}")
+            begun = self._plain is not None and self._plain.has_begun
+            self._probed(BEGUN if begun else f"sent nothing for {waited}; {SILENT_HELP}")
         else:
             late = Refused(Reason.OTHER, f"the handshake was not finished within {waited}")
             self._refused(cast("Handshake", self._handshake), late)
@@ -364,7 +385,8 @@ class DoorProtocol(TLSMemoryBIOProtocol):
             self._tell_probe(str(cut), cut.fault.value)
             return
         if handshake.progress is Progress.SILENT:
-            self._tell_probe(f"{how} without sending anything")
+            begun = self._plain is not None and self._plain.has_begun
+            self._tell_probe(f"{how}; {BEGUN}" if begun else f"{how} without sending anything")
             return
         self._tell_refused(handshake, Refused(Reason.OTHER, f"the client {how} {where}"), None)
 

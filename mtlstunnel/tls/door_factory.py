@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory, I
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from mtlstunnel.events import ConnectionIds, EventSink
+from mtlstunnel.settings import StartTLS
 from mtlstunnel.timers import TimerWheel
 from mtlstunnel.tls.context import DoorContext
 from mtlstunnel.tls.crowd import Crowd
@@ -42,6 +43,7 @@ class DoorFactory(TLSMemoryBIOFactory):
         crowd: Crowd | None = None,
         timers: TimerWheel | None = None,
         proxy_header: bool = False,
+        starttls: StartTLS | None = None,
     ) -> None:
         """
         :param clock: for time-outs, usually the reactor
@@ -53,6 +55,7 @@ class DoorFactory(TLSMemoryBIOFactory):
         :param timers: for time-outs; may be shared
         :param proxy_header: whether a balancer in front sends a PROXY header before each client's
             first byte
+        :param starttls: in which protocol clients ask for TLS; they begin with TLS where None
         """
         super().__init__(EstablishedCreator(), False, wrapped, clock)
         self.context = context
@@ -64,6 +67,7 @@ class DoorFactory(TLSMemoryBIOFactory):
         self.crowd = Crowd() if crowd is None else crowd
         self.timers = TimerWheel(clock) if timers is None else timers
         self.proxy_header = proxy_header
+        self.starttls = starttls
         self.live: set[DoorProtocol] = set()
 
     def startFactory(self) -> None:
