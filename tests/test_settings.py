@@ -25,6 +25,7 @@ from mtlstunnel.places import (
 from mtlstunnel.settings import (
     AlertPolicy,
     CrlExpired,
+    StartTLS,
     TLSVersion,
     TunnelSettings,
     VerdictSettings,
@@ -377,3 +378,26 @@ class Tunnels(Told):
         made = TunnelSettings(cas=CAS)
         with self.assertRaises(AttributeError):
             made.cas = ()  # type: ignore[misc]
+
+
+class ApplicationProtocols(Told):
+    """--alpn and --starttls, also as others than the command give them."""
+
+    def test_names_that_cannot_be(self) -> None:
+        for names, line in (
+            (("h2", "x", "h2"), "--alpn 'h2': is given twice; leave one out"),
+            (("",), "--alpn '': has 0 bytes; give 1 to 255, such as h2"),
+            (("é" * 128,), f"--alpn '{'é' * 40}': has 256 bytes; give 1 to 255, such as h2"),
+            (("\udcff",), "--alpn '\\udcff': is not UTF-8; give a name such as h2 or postgresql"),
+        ):
+            self.assertTold(line, TunnelSettings, cas=(Path("ca.pem"),), alpn=names)
+
+    def test_what_is_negotiated(self) -> None:
+        for options, negotiated in (
+            ({}, ()),
+            ({"alpn": ("é" * 127, "h2")}, ("é" * 127, "h2")),
+            ({"starttls": StartTLS.POSTGRESQL}, ("postgresql",)),
+            ({"starttls": StartTLS.POSTGRESQL, "alpn": ("h2",)}, ("h2",)),
+        ):
+            made = TunnelSettings(cas=(Path("ca.pem"),), **options)
+            self.assertEqual(made.application_protocols, negotiated)
