@@ -143,6 +143,9 @@ def explain_failure(reason: Failure) -> tuple[str, str]:
             f"no descriptor is left for a connection to the upstream ({errno.errorcode[code]}); "
             "raise the limit on open files (ulimit -n, LimitNOFILE=)"
         )
+    if code == errno.ECONNRESET:
+        # It came before connect() was looked at again.
+        return "reset", escape(str(reason.value))
     for kind, word in _FAILURES:
         if reason.check(kind):
             return word, escape(str(reason.value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import Any
 
@@ -73,6 +74,12 @@ class Words(SynchronousTestCase):
             how, detail = explain_failure(Failure(why))
             self.assertEqual(how, word, why)
             self.assertTrue(detail)
+
+    def test_a_reset_before_connect_was_looked_at_again_is_a_reset(self) -> None:
+        why = error.getConnectError((errno.ECONNRESET, "Connection reset by peer"))
+        how, detail = explain_failure(Failure(why))
+        self.assertEqual(how, "reset")
+        self.assertIn("reset by peer", detail)
 
     def test_what_others_say_cannot_write_in_our_log(self) -> None:
         for kind in (OSError, error.DNSLookupError):
