@@ -33,6 +33,8 @@ async def _play_all(
     await upstream.start()
     stage = Stage(directory, scale, seed, upstream, _say)
     door = await stage.door()
+    if names:
+        stage.share = seconds / len(names)
     rows = []
     try:
         await warm_up(door)

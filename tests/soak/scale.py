@@ -34,6 +34,7 @@ class Scale:
     :ivar handshakes: in all, with memory flat
     :ivar stopped_bytes: there and back over a pause of the upstream's process
     :ivar stopped_seconds: how long the upstream is stopped; 0 until the tunnel takes no more
+    :ivar trouble_seconds: of clock steps, kills and blocked writers; all kinds come once at least
     :ivar chaos_round: connections in a round of random faults
     :ivar chaos_bytes: the most that one of them carries in one direction
     """
@@ -61,6 +62,7 @@ class Scale:
     handshakes: int = 100_000
     stopped_bytes: int = 64 * MEBIBYTE
     stopped_seconds: float = 10.0
+    trouble_seconds: float = 60.0
     chaos_round: int = 200
     chaos_bytes: int = MEBIBYTE
 
@@ -88,6 +90,7 @@ SMALL = Scale(
     handshakes=600,
     stopped_bytes=24 * MEBIBYTE,
     stopped_seconds=0,
+    trouble_seconds=0,
     chaos_round=150,
     chaos_bytes=MEBIBYTE // 4,
 )

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import attrs
 
-from tests.soak import crowds, faults, storm, volumes
+from tests.soak import crowds, faults, storm, trouble, volumes
 from tests.soak.report import Row
 from tests.soak.scale import Scale
 from tests.soak.stage import Door, Stage
@@ -103,6 +103,20 @@ SCENARIOS = (
         "reload",
         lambda s: f"{s.reloads} reloads (SIGHUP) while {s.reload_streams} streams go on",
         faults.reload,
+    ),
+    Scenario(
+        "trouble",
+        lambda s: "clock steps, pauses, an audit log and a log that nobody reads",
+        trouble.one_process,
+        shared=False,
+    ),
+    Scenario(
+        "trouble-workers",
+        lambda s: (
+            "the same with `--workers 2`, of which some are killed (SIGKILL) or hang (SIGSTOP)"
+        ),
+        trouble.two_workers,
+        shared=False,
     ),
     Scenario(
         "drain",

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import resource
 import ssl
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -87,13 +89,22 @@ class Door:
         client: Client = await within("a connection", connecting)
         return client
 
-    async def metric(self, name: str) -> float:
-        """The sum of a metric over its labels."""
+    async def _ask(self, path: str) -> str:
         reader, writer = await asyncio.open_unix_connection(str(self._directory / "admin"))
-        writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
-        page = (await reader.read()).decode()
+        writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        answer = (await reader.read()).decode()
         writer.close()
         await writer.wait_closed()
+        return answer
+
+    async def wall_clock(self) -> float:
+        """What time it is for the tunnel, by the Date of its answers."""
+        (date,) = re.findall(r"(?im)^Date: (.*?)\r?$", await self._ask("/healthz"))
+        return parsedate_to_datetime(date).timestamp()
+
+    async def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        page = await self._ask("/metrics")
         lines = (line for line in page.splitlines() if not line.startswith("#"))
         return sum(
             float(line.rpartition(" ")[2])
@@ -171,6 +182,7 @@ class Stage:
     :ivar say: takes a line for whoever watches
     :ivar seconds: how long a scenario may take that has a far end, or none; all that it needs, and
         one round, where None
+    :ivar share: seconds for each scenario, where a person has chosen some
     :ivar kept: bytes that a scenario's clients may leave with Python's allocator
     """
 
@@ -180,17 +192,23 @@ class Stage:
     upstream: Upstream
     say: Callable[[str], None]
     seconds: float | None = None
+    share: float | None = None
     kept: int = 0
     _doors: int = attrs.field(init=False, default=0)
     _told: float = attrs.field(init=False, default=0.0)
 
     async def door(
-        self, *options: str, upstream: int | None = None, descriptors: int | None = None
+        self,
+        *options: str,
+        upstream: int | None = None,
+        descriptors: int | None = None,
+        variables: dict[str, str] | None = None,
     ) -> Door:
         """
         A tunnel that listens.
 
         :param descriptors: how many it may open
+        :param variables: in its environment
         :param upstream: a port in place of the one that the stage's own upstream has
         """
         self._doors += 1
@@ -207,7 +225,7 @@ class Stage:
         arguments += ["--audit-log", str(directory / "audit"), *options]
         contexts = {version: client_context(version, pair) for version in VERSIONS}
         with _limited(descriptors):
-            tunnel = Tunnel(directory, arguments)
+            tunnel = Tunnel(directory, arguments, variables=variables)
         door = Door(tunnel, directory, contexts)
         await door.listens()
         return door

@@ -66,6 +66,14 @@ class SoakTests(SynchronousTestCase):
     def test_random_faults_cut_no_stream_that_then_looks_whole(self) -> None:
         self.survive("chaos")
 
+    def test_clock_steps_pauses_and_logs_that_nobody_reads(self) -> None:
+        self.survive("trouble")
+
+    def test_workers_that_are_killed_or_hang_among_them(self) -> None:
+        if SMALL_RUN:
+            raise SkipTest("not in the smaller set")
+        self.survive("trouble-workers")
+
     def test_crowds_that_come_go_stay_and_do_not_read(self) -> None:
         if SMALL_RUN:
             raise SkipTest("not in the smaller set")

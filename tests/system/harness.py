@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import SkipTest
@@ -121,6 +122,8 @@ class Tunnel:
         self.events: list[Event] = []
         self._changed = threading.Condition()
         self._silent = 0
+        self._may_read = threading.Event()
+        self._may_read.set()
         environment = {
             **os.environ,
             "HOME": str(directory),
@@ -154,6 +157,7 @@ class Tunnel:
 
     def _read(self, stream: Iterable[str]) -> None:
         for line in stream:
+            self._may_read.wait()
             with self._changed:
                 self.log.append(line.rstrip("\n"))
                 if line.startswith('{"ts"'):
@@ -162,6 +166,15 @@ class Tunnel:
         with self._changed:
             self._silent += 1
             self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def unread(self) -> Iterator[None]:
+        """Let what it says stay in the pipes."""
+        self._may_read.clear()
+        try:
+            yield
+        finally:
+            self._may_read.set()
 
     @property
     def output(self) -> str:
