@@ -38,6 +38,7 @@ class DemoTests(SystemTestCase):
                 self.assertIn(b"Hello!", finished.out)
         reasons = [event["reason"] for event in tunnel.events_named("refused")]
         self.assertEqual(reasons, ["unknown_ca", "expired", "no_certificate"])
+        tunnel.wait_for("accepted")
         self.assertEqual(len(tunnel.events_named("accepted")), 1)
 
     def test_its_files_are_in_one_directory_and_its_keys_are_secret(self) -> None:

@@ -150,6 +150,7 @@ class MaxConnections(LimitsTestCase):
 
         waiting = self.in_threads([lambda port=port: come_in(port) for port in ports * 5])
         queued = [self.stranger(tunnel) for _ in range(3)]
+        tunnel.wait_for("accepted", 2)
         self.assertEqual(len(tunnel.events_named("accepted")), 2)
         self.assertEqual(sockets_of(tunnel.process.pid), before, "nobody is accepted")
         for number in range(10):

@@ -228,6 +228,7 @@ class SharingTests(WorkersTestCase):
     def test_the_limit_for_all_is_kept_and_every_place_of_it_can_be_had(self) -> None:
         tunnel = self.two(self.serve(echo), "--max-connections", "4")
         inside = [self.guest(tunnel)[0] for _ in range(4)]
+        tunnel.wait_for("accepted", 4)
         self.assertEqual(
             sorted(Counter(map(worker_of, tunnel.events_named("accepted"))).values()), [2, 2]
         )
