@@ -172,8 +172,9 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         wire = handshake.receive(data)
         if wire:
             self._send(wire)
-        elif self._socket is not None:
-            # The client's Finished in TLS 1.3, or a part of a flight.
+        if self._socket is not None and (not wire or handshake.progress is Progress.ACCEPTED):
+            # Nothing answers a part of a flight, or the client's Finished in TLS 1.3.  In TLS 1.2
+            # a close_notify right behind the client's first bytes would wait.
             acknowledge(self._socket)
         if handshake.progress is Progress.ACCEPTED:
             self._accepted(handshake)
