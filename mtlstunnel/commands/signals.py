@@ -8,14 +8,24 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
+from twisted.logger import Logger
 
 from mtlstunnel.errors import MtlstunnelError
 from mtlstunnel.service.systemd import Systemd
 from mtlstunnel.settings import TunnelSettings
 
+_log = Logger(namespace="mtlstunnel")
+
 
 class Tunnel(Protocol):
-    """What signals do something to: one process, or several."""
+    """
+    What signals do something to: one process, or several.
+
+    :ivar is_draining: whether it accepts nothing more
+    """
+
+    @property
+    def is_draining(self) -> bool: ...
 
     def drain(self) -> Deferred[bool]:
         """Begin nothing more; fires with whether all could be finished."""
@@ -102,6 +112,12 @@ class ReloadOnHangup:
         self._reactor.callFromThread(self._reload)
 
     def _reload(self) -> None:
+        if self._tunnel.is_draining:
+            _log.warn(
+                "SIGHUP: no file is read again while open connections finish; "
+                "the next start reads them all"
+            )
+            return
         with self._systemd.reloading():
             try:
                 settings = self._settings()
@@ -109,3 +125,24 @@ class ReloadOnHangup:
                 self._tunnel.reload_failed(error)
             else:
                 self._tunnel.reload(settings)
+
+
+class IgnoreOthers:
+    """
+    SIGUSR1 and SIGUSR2 where they have no handler: their default action would end the process.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def install(self) -> None:
+        """Take the signals that are left to their default."""
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, self._caught)
+
+    def _caught(self, number: int, _frame: object) -> None:
+        self._reactor.callFromThread(self._told, signal.Signals(number).name)
+
+    def _told(self, name: str) -> None:
+        _log.info("{name}: nothing is to be done at this signal here", name=name)

@@ -18,9 +18,10 @@ from twisted.logger import Logger
 from twisted.plugin import getPlugins
 
 from mtlstunnel.clock import use_monotonic_clock
+from mtlstunnel.commands import early_signals
 from mtlstunnel.commands.chroot import Needs, prepare_chroot
 from mtlstunnel.commands.people import fail
-from mtlstunnel.commands.signals import DrainOnSignals, ReloadOnHangup
+from mtlstunnel.commands.signals import DrainOnSignals, IgnoreOthers, ReloadOnHangup
 from mtlstunnel.commands.verdict_options import VerdictOptions
 from mtlstunnel.errors import ListenError, MtlstunnelError, SettingsError, person_lines
 from mtlstunnel.limits import (
@@ -369,8 +370,6 @@ def makeService(options: Options) -> IService:
     systemd = Systemd(os.environ, reactor, tunnel.situation)
 
     def started() -> None:
-        # Not before the reactor has taken its own.
-        reactor.callWhenRunning(DrainOnSignals(reactor, tunnel, systemd).install)
         reactor.callWhenRunning(systemd.started)
         if demo is not None and sys.__stdout__ is not None:
             sys.__stdout__.write(demo.lines(tunnel.ports[0].getHost()))
@@ -380,5 +379,9 @@ def makeService(options: Options) -> IService:
         # Before anybody can know that it runs.  A demo has no files of its own to change, and ends
         # with its terminal.
         ReloadOnHangup(reactor, tunnel, options.settings, systemd).install()
+    # Not before the reactor has installed its own handlers, and before anything else is done in it.
+    reactor.callWhenRunning(DrainOnSignals(reactor, tunnel, systemd).install)
+    reactor.callWhenRunning(IgnoreOthers(reactor).install)
+    reactor.callWhenRunning(early_signals.release)
     _ForPeople(tunnel, account.foreground, queued_log, started).setServiceParent(services)
     return services

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import select
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
@@ -14,17 +15,19 @@ from twisted.internet.endpoints import (
     TCP6ServerEndpoint,
     serverFromString,
 )
-from twisted.internet.error import CannotListenError
+from twisted.internet.error import CannotListenError, ConnectionDone
 from twisted.internet.interfaces import (
     IListeningPort,
     IProtocolFactory,
     IStreamServerEndpoint,
 )
+from twisted.internet.tcp import Port
+from twisted.python.failure import Failure
 
 from mtlstunnel.errors import ListenError, SettingsError
 from mtlstunnel.places import BALANCER_PREFIX, Address, Place
 from mtlstunnel.service.stale_locks import LockReleasingReactor, SocketLockedError
-from mtlstunnel.service.unix_acceptor import SocketAdoptingReactor
+from mtlstunnel.service.unix_acceptor import SocketAdoptingReactor, UNIXAcceptor
 
 BACKLOG = 1024
 """
@@ -199,3 +202,35 @@ def accept_again(port: IListeningPort) -> None:
     """Accept those who connect, and who have connected meanwhile."""
     if hasattr(port, "startReading"):
         port.startReading()
+
+
+def close_port(port: IListeningPort) -> Deferred[None] | None:
+    """
+    Accept all that the system holds for a port, and close it with nothing in between: those left in
+    its queue would be reset.
+
+    :returns: fires when it is closed, where that takes longer
+    """
+    if not isinstance(port, Port | UNIXAcceptor):
+        closing: Deferred[None] | None = port.stopListening()
+        return closing
+    waiting = select.poll()
+    waiting.register(port.fileno(), select.POLLIN)
+    # As long as clients connect faster than they are accepted there is no end to it.
+    for _ in range(BACKLOG):
+        if not waiting.poll(0):
+            break
+        port.doRead()
+    if isinstance(port, Port):
+        # Its stopListening would close it in the next turn of the reactor only.
+        port.stopReading()
+        port.connectionLost(Failure(ConnectionDone()))
+    else:
+        port.stopListening()
+    return None
+
+
+def close_ports(ports: Iterable[IListeningPort]) -> list[Deferred[None]]:
+    """Close each port as :func:`close_port` does; the list has what takes longer."""
+    closing = [close_port(port) for port in ports]
+    return [one for one in closing if isinstance(one, Deferred)]

@@ -10,6 +10,7 @@ import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.task import deferLater
 from twisted.internet.tcp import Port
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -33,9 +34,9 @@ from mtlstunnel.service.admin import admin_site
 from mtlstunnel.service.announcing import announce, say_notes
 from mtlstunnel.service.audit import AuditLog, tell_all
 from mtlstunnel.service.descriptors import Descriptors, within_descriptors
-from mtlstunnel.service.draining import Drain
+from mtlstunnel.service.draining import Drain, close_silent, cut_off_handshakes, cut_off_silent
 from mtlstunnel.service.generation import Generation, load_generation
-from mtlstunnel.service.listening import listen, server_endpoints
+from mtlstunnel.service.listening import close_ports, listen, server_endpoints
 from mtlstunnel.service.metrics import Metrics, Situation
 from mtlstunnel.settings import TunnelSettings
 from mtlstunnel.timers import TimerWheel
@@ -326,13 +327,21 @@ class TunnelService(Service):
     def _close_ports(self) -> list[Deferred[None]]:
         self._guard.clear()
         ports, self.ports = self.ports, []
-        return _close(ports)
+        closing = close_ports(ports)
+        # Closing accepts what waits, and that may have failed.
+        self._guard.failures.stop()
+        return closing
 
     def _close_admin_ports(self) -> list[Deferred[None]]:
         ports, self.admin_ports = self.admin_ports, []
-        return _close(ports)
+        return close_ports(ports)
 
     # The end ----------------------------------------------------------------------------------
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether nothing more is accepted."""
+        return self._drain is not None
 
     def _is_empty(self) -> bool:
         return not (self._tunnels.live or any(door.live for door in self._doors))
@@ -341,10 +350,7 @@ class TunnelService(Service):
         return len(self._tunnels.live) + self._crowd.in_handshake + self._crowd.waiting
 
     def _cut_off(self) -> None:
-        for door in self._doors:
-            for connection in list(door.live):
-                if not connection.is_in:
-                    connection.abort()
+        cut_off_handshakes(self._doors)
         self._tunnels.stop()
 
     def drain(self) -> Deferred[bool]:
@@ -355,27 +361,22 @@ class TunnelService(Service):
         :returns: fires with whether all have finished, when nothing is open any more
         """
         if self._drain is None:
-            closing = DeferredList(self._close_ports())
-            for door in self._doors:
-                for connection in list(door.live):
-                    if connection.is_silent:
-                        connection.abort()
+            seconds = self._settings.limits.drain
+            closing = self._close_ports()
+            if not seconds:
+                cut_off_silent(self._doors)
             self._drain = drain = Drain(
                 self._reactor,
-                self._settings.limits.drain,
+                seconds,
                 self._unfinished,
                 self._is_empty,
+                lambda: close_silent(self._doors),
                 self._cut_off,
             )
-            closing.addCallback(lambda _: drain.begin())
-        over: Deferred[bool] = Deferred()
-
-        def tell(is_clean: bool) -> bool:
-            over.callback(is_clean)
-            return is_clean
-
-        self._drain.over.addCallback(tell)
-        return over
+            # In the next turn those that were cut off are gone.
+            closing.append(deferLater(self._reactor, 0, lambda: None))
+            DeferredList(closing).addCallback(lambda _: drain.begin())
+        return self._drain.when_over()
 
     def cut_off(self) -> None:
         """Cut off what is still open while the service drains."""
@@ -394,8 +395,3 @@ class TunnelService(Service):
         self._stop_polling()
         self._guard.reserve.release()
         return DeferredList(self._close_admin_ports())
-
-
-def _close(ports: list[IListeningPort]) -> list[Deferred[None]]:
-    closing = (port.stopListening() for port in ports)
-    return [one for one in closing if isinstance(one, Deferred)]

@@ -290,6 +290,11 @@ class WorkersService(Service):
 
     # The end ----------------------------------------------------------------------------------
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether nothing more is accepted."""
+        return self._draining
+
     def drain(self) -> Deferred[bool]:
         """
         Stop listening, and let what is open finish for as long as the settings say.  Health and
@@ -303,8 +308,10 @@ class WorkersService(Service):
             self._draining = True
             self._is_clean = True
             self._posts.stop()
-            self._tell_all("drain")
+            # First here: a worker closes its ports when it has accepted what they hold, and what
+            # comes after that must be refused, not held for nobody.
             self._close_ports()
+            self._tell_all("drain")
             for post in self._posts:
                 if post.next_start is not None:
                     post.next_start.cancel()

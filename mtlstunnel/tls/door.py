@@ -410,6 +410,11 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         self._why_cut_off = "as the service stopped"
         self._cut_off()
 
+    def close_silent(self) -> None:
+        """Close in order a connection that has sent nothing; for the end of the service."""
+        if self.is_silent:
+            self._probed("sent nothing, and was closed as the service stopped")
+
     def make_room(self, why: str) -> None:
         """See :class:`~mtlstunnel.tls.crowd.Stranger`."""
         self._why_cut_off = f"to make room ({why})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from mtlstunnel.service.draining import LAST_LOOKS, LOOK_SECONDS, Drain
+from mtlstunnel.service.draining import LAST_LOOKS, LOOK_SECONDS, SILENT_SECONDS, Drain
 
 
 class Draining(SynchronousTestCase):
@@ -14,29 +14,37 @@ class Draining(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.open = 0
+        self.silent = 0
         self.reading_why = 0
         self.cuts = 0
         self.obeys = True
 
-    def drain(self, seconds: float = 60) -> tuple[Drain, list[bool]]:
+    def drain(self, seconds: float = 60, *, hurried: bool = False) -> tuple[Drain, list[bool]]:
         """A drain that has begun, and what it came to."""
 
         def cut_off() -> None:
             self.cuts += 1
             if self.obeys:
-                self.open = self.reading_why = 0
+                self.open = self.reading_why = self.silent = 0
 
         drain = Drain(
             self.clock,
             seconds,
-            lambda: self.open,
-            lambda: not (self.open or self.reading_why),
+            lambda: self.open + self.silent,
+            lambda: not (self.open or self.silent or self.reading_why),
+            self.close_silent,
             cut_off,
         )
         came: list[bool] = []
         drain.over.addCallback(came.append)
+        if hurried:
+            drain.hurry()
         drain.begin()
         return drain, came
+
+    def close_silent(self) -> None:
+        """They read that they are closed."""
+        self.reading_why, self.silent = self.reading_why + self.silent, 0
 
     def assert_over(self, came: list[bool], *, clean: bool, cuts: int) -> None:
         self.assertEqual((came, self.cuts), ([clean], cuts))
@@ -94,3 +102,32 @@ class Draining(SynchronousTestCase):
         self.assertEqual(came, [])
         self.clock.pump([LOOK_SECONDS] * (LAST_LOOKS + 1))
         self.assert_over(came, clean=False, cuts=1)
+
+    def test_a_hurry_before_the_beginning_is_not_lost(self) -> None:
+        self.open = 1
+        _, came = self.drain(hurried=True)
+        self.assert_over(came, clean=False, cuts=1)
+
+    def test_a_silent_client_has_a_moment_for_its_first_bytes(self) -> None:
+        self.silent = 1
+        _, came = self.drain()
+        self.clock.advance(SILENT_SECONDS - LOOK_SECONDS)
+        self.assertEqual((self.silent, came), (1, []))
+        self.clock.advance(2 * LOOK_SECONDS)
+        self.assertEqual((self.silent, self.reading_why), (0, 1))
+        self.reading_why = 0
+        self.clock.advance(LOOK_SECONDS)
+        self.assert_over(came, clean=True, cuts=0)
+
+    def test_a_client_that_stays_silent_is_not_cut_off_in_the_middle_of_something(self) -> None:
+        self.silent = 1
+        _, came = self.drain(0.5)
+        self.clock.pump([LOOK_SECONDS] * 6)
+        self.assert_over(came, clean=True, cuts=1)
+
+    def test_a_hurry_does_not_wait_for_silent_clients(self) -> None:
+        self.silent = 1
+        drain, came = self.drain()
+        drain.hurry()
+        self.clock.advance(LOOK_SECONDS)
+        self.assert_over(came, clean=True, cuts=1)

@@ -1,10 +1,9 @@
 """What twistd finds: the ``mtlstunnel`` command and the ``mtls:`` endpoint string."""
 
-from twisted.application.service import ServiceMaker
-
 from mtlstunnel.commands.endpoint_plugin import MutualTLSServerParser
+from mtlstunnel.commands.service_plugin import TunnelMaker
 
-mtlstunnel = ServiceMaker(
+mtlstunnel = TunnelMaker(
     "mtlstunnel",
     "mtlstunnel.commands.tunnel",
     "A mutual-TLS front door for any TCP service",
