@@ -21,6 +21,7 @@ class TimeLimits:
     :ivar idle: without a byte moving, while neither has; 0 for any time
     :ivar lifetime: from the verdict to the end; 0 for any time
     :ivar drain: what open connections get when the service stops; 0 to cut them off at once
+    :ivar keepalive: of silence before a TCP keepalive probe, whole; 0 for none
     """
 
     handshake: float = 10.0
@@ -29,6 +30,7 @@ class TimeLimits:
     idle: float = 0.0
     lifetime: float = 0.0
     drain: float = 0.0
+    keepalive: int = 15
 
 
 @attrs.frozen(kw_only=True)
@@ -110,6 +112,24 @@ def seconds_or_off(option: str, text: str, off: str = "for no limit") -> float:
     if not 0 <= value < 10**9:
         raise SettingsError(f"{option} {text!r}: give a number of seconds such as 300, or 0 {off}")
     return value
+
+
+LONGEST_KEEPALIVE_SECONDS = 32767
+"""What Linux takes at most (MAX_TCP_KEEPIDLE)."""
+
+
+def keepalive_or_off(option: str, text: str) -> int:
+    """
+    Read the seconds before a keepalive probe, which may be 0.
+
+    :raises SettingsError: it is not a whole number that the system takes
+    """
+    if not re.fullmatch("[0-9]{1,5}", text, re.ASCII) or int(text) > LONGEST_KEEPALIVE_SECONDS:
+        raise SettingsError(
+            f"{option} {text!r}: give a whole number of seconds from 1 to "
+            f"{LONGEST_KEEPALIVE_SECONDS}, such as 15, or 0 for no keepalive"
+        )
+    return int(text)
 
 
 def count_or_off(option: str, text: str) -> int:

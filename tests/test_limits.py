@@ -13,6 +13,7 @@ from mtlstunnel.limits import (
     MOST_HANDSHAKES,
     CrowdLimits,
     count_or_off,
+    keepalive_or_off,
     seconds_or_off,
     shares,
     workers_or_auto,
@@ -37,6 +38,18 @@ class Reading(unittest.SynchronousTestCase):
                 f"--idle-timeout {text!r}: give a number of seconds such as 300, or 0 for no limit",
                 seconds_or_off,
                 "--idle-timeout",
+                text,
+            )
+
+    def test_keepalive(self) -> None:
+        for text, value in (("0", 0), ("1", 1), ("15", 15), ("32767", 32767)):
+            self.assertEqual(keepalive_or_off("--keepalive", text), value)
+        for text in ("", "off", "-1", "0.5", "32768", "99999", "1e2"):
+            self.assertTold(
+                f"--keepalive {text!r}: give a whole number of seconds from 1 to 32767, "
+                "such as 15, or 0 for no keepalive",
+                keepalive_or_off,
+                "--keepalive",
                 text,
             )
 

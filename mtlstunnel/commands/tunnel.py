@@ -28,6 +28,7 @@ from mtlstunnel.limits import (
     CrowdLimits,
     TimeLimits,
     count_or_off,
+    keepalive_or_off,
     seconds_or_off,
     workers_or_auto,
 )
@@ -113,6 +114,7 @@ class Options(VerdictOptions):
         ["half-close-timeout", None, "60", "seconds without a byte after one side has ended"],
         ["idle-timeout", None, "0", "seconds without a byte before that [default: no limit]"],
         ["max-lifetime", None, "0", "seconds a connection may be open [default: no limit]"],
+        ["keepalive", None, "15", "seconds of silence before a TCP keepalive probe; 0 for none"],
         ["workers", None, "1", "processes that share the work, or auto: one for each core"],
         ["drain-timeout", None, "60", "seconds open connections get at SIGTERM"],
         ["max-connections", None, "0", "clients in at once; more wait [default: no limit]"],
@@ -212,6 +214,7 @@ class Options(VerdictOptions):
                 drain=seconds_or_off(
                     "--drain-timeout", self["drain-timeout"], "to cut them off at once"
                 ),
+                keepalive=keepalive_or_off("--keepalive", self["keepalive"]),
             ),
             "crowd": CrowdLimits(
                 connections=self._count("max-connections"),

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 from fcntl import ioctl
 from termios import TIOCOUTQ
-from typing import Protocol
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
@@ -49,10 +49,12 @@ class Lane(Protocol):
 
     :ivar owner: whom it tells
     :ivar held: how many bytes wait to be sent
+    :ivar socket: what carries them in the end; None where that is no socket
     """
 
     owner: LaneOwner
     held: int
+    socket: Any
 
     @property
     def moved(self) -> object:

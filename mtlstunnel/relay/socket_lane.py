@@ -26,6 +26,13 @@ BULK = 32 * 1024
 
 _NOT_YET = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS})
 
+_VANISHED = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH})
+"""The peer answers nothing; the last two where the network said why."""
+
+
+def _how(code: int | None) -> str:
+    return "timeout" if code in _VANISHED else "reset"
+
 
 def _nothing_more() -> None:
     """What a transport does whose socket has been taken from it."""
@@ -46,19 +53,19 @@ class SocketLane(Watched):
         "_closed",
         "_dropped",
         "_ending",
+        "_failure",
         "_is_broken",
         "_most",
         "_out",
         "_resetting",
         "_sent",
-        "_socket",
         "_transport",
         "_view",
-        "_was_reset",
         "_watcher",
         "held",
         "moved",
         "owner",
+        "socket",
     )
 
     def __init__(
@@ -75,8 +82,8 @@ class SocketLane(Watched):
             to write
         :param buffer: shared by all lanes of the reactor
         """
-        self._socket: socket.socket = transport.getHandle()
-        super().__init__(self._socket.fileno())
+        self.socket: socket.socket = transport.getHandle()
+        super().__init__(self.socket.fileno())
         self.held = 0
         self.moved = 0
         self._watcher = watcher
@@ -102,7 +109,7 @@ class SocketLane(Watched):
         self._ending = False
         self._resetting: Acknowledgement | None = None
         self._dropped = 0
-        self._was_reset = False
+        self._failure: str | None = None
         self._is_broken = False
         self._closed = False
 
@@ -139,10 +146,10 @@ class SocketLane(Watched):
         if self._closed:
             return
         try:
-            size = self._socket.recv_into(self._buffer, self._most)
+            size = self.socket.recv_into(self._buffer, self._most)
         except OSError as error:
             if error.errno not in _NOT_YET:
-                self._lose("reset" if error.errno != errno.ETIMEDOUT else "timeout")
+                self._lose(_how(error.errno))
             return
         if self._resetting is not None:
             self._drop(size)
@@ -155,9 +162,9 @@ class SocketLane(Watched):
             return
         self._at_end = True
         self.pause()
-        if self._was_reset:
+        if self._failure is not None:
             # The error was reported to a send, so this is no FIN.
-            self._lose("reset")
+            self._lose(self._failure)
         else:
             self.owner.ended()
 
@@ -184,7 +191,7 @@ class SocketLane(Watched):
             self.held += len(data)
             return False
         try:
-            size = self._socket.send(data)
+            size = self.socket.send(data)
         except OSError as error:
             if error.errno not in _NOT_YET:
                 self._break(error.errno)
@@ -207,7 +214,7 @@ class SocketLane(Watched):
         if self._out is not None:
             try:
                 with memoryview(self._out) as out:
-                    size = self._socket.send(out[self._sent :])
+                    size = self.socket.send(out[self._sent :])
             except OSError as error:
                 if error.errno not in _NOT_YET:
                     self._break(error.errno)
@@ -232,7 +239,7 @@ class SocketLane(Watched):
             return
         if self._ending:
             try:
-                self._socket.shutdown(socket.SHUT_WR)
+                self.socket.shutdown(socket.SHUT_WR)
             except OSError as error:
                 self._break(error.errno)
                 return
@@ -243,7 +250,7 @@ class SocketLane(Watched):
             return
         self._is_broken = True
         # EPIPE: the peer's FIN had come before its RST (Linux' tcp_reset); what it sent is whole.
-        self._was_reset = code not in (None, errno.EPIPE)
+        self._failure = None if code in (None, errno.EPIPE) else _how(code)
         self._out = None
         self._sent = self.held = 0
         self._stop_writing()
@@ -273,7 +280,7 @@ class SocketLane(Watched):
         if self._is_broken:
             self.abort()
             return
-        self._resetting = Acknowledgement(self._clock, self._socket, self.abort)
+        self._resetting = Acknowledgement(self._clock, self.socket, self.abort)
         self._read_on()
         if not self.held:
             self._resetting.look()

@@ -59,6 +59,8 @@ class TransportLane:
         self._writes = 0
         self._transport = transport
         self._clock = clock
+        under = self._under()
+        self.socket: Any = None if under is None else under.getHandle()
         self.owner: LaneOwner = NOBODY
         self._early: deque[bytes] = deque()
         self._early_end: Failure | str | None = None

@@ -33,6 +33,7 @@ from mtlstunnel.relay.commands import (
 )
 from mtlstunnel.relay.connecting import Attempt, Upstream
 from mtlstunnel.relay.introduction import Introducer
+from mtlstunnel.relay.keepalive import ClosedWindows, Keepalive
 from mtlstunnel.relay.lanes import make_lane
 from mtlstunnel.relay.poller import Watcher, watcher_of
 from mtlstunnel.relay.pump import PumpSide
@@ -92,6 +93,9 @@ class Tunnel(Protocol):
             flushed=session.flushed,
         )
         session.receiver = lane
+        # A listening socket hands its options on, but not to what was in its queue before.
+        if lane.socket is not None and factory.keepalive.ensure_on(lane.socket):
+            factory.windows.add(lane.socket)
         self._client = PumpSide(
             Side.CLIENT,
             lane,
@@ -190,6 +194,8 @@ class Tunnel(Protocol):
             factory.reactor, factory.watcher, transport, factory.buffers.wire_in, flushed=True
         )
         upstream.receiver = lane
+        if lane.socket is not None and factory.keepalive.set_on(lane.socket):
+            factory.windows.add(lane.socket)
         self._upstream = PumpSide(
             Side.UPSTREAM, lane, self, None, factory.shrinker.noticed, factory.reactor.callLater
         )
@@ -321,6 +327,7 @@ class Tunnel(Protocol):
         )
         # A session weighs 40 KiB, and the garbage collector comes late: it must not wait for it.
         for side in self._sides():
+            factory.windows.discard(side.lane.socket)
             side.let_go()
         place = self._established.place
         self._client = self._upstream = self._upstream_protocol = None
@@ -363,12 +370,16 @@ class TunnelFactory(_TunnelFactory):
     timers: TimerWheel = attrs.Factory(lambda self: TimerWheel(self.reactor), takes_self=True)
     watcher: Watcher | None = attrs.Factory(lambda self: watcher_of(self.reactor), takes_self=True)
     shrinker: Shrinker = attrs.field(init=False)
+    keepalive: Keepalive = attrs.field(init=False)
+    windows: ClosedWindows = attrs.field(init=False)
     live: set[Tunnel] = attrs.field(init=False, factory=set)
 
     noisy = False
 
     def __attrs_post_init__(self) -> None:
         self.shrinker = Shrinker(self.reactor, allocator_trim())
+        self.keepalive = Keepalive(self.limits.keepalive)
+        self.windows = ClosedWindows(self.reactor, self.timers, self.keepalive)
 
     def buildProtocol(self, addr: IAddress | None) -> Tunnel:
         """A tunnel that waits for its verdict."""

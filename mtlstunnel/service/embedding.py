@@ -19,8 +19,9 @@ from zope.interface import implementer
 
 from mtlstunnel.errors import SettingsError
 from mtlstunnel.events import EventSink
-from mtlstunnel.limits import CrowdLimits, count_or_off
+from mtlstunnel.limits import CrowdLimits, TimeLimits, count_or_off, keepalive_or_off
 from mtlstunnel.places import BALANCER_PREFIX
+from mtlstunnel.relay.keepalive import Keepalive
 from mtlstunnel.service.audit import AuditLog
 from mtlstunnel.service.descriptors import within_descriptors
 from mtlstunnel.service.listening import endpoint_from_string
@@ -145,11 +146,13 @@ class DoorEndpoint:
 
     :ivar under: the endpoint that listens
     :ivar options: for :func:`door_factory`
+    :ivar keepalive: seconds of silence before a client gets a TCP keepalive probe; 0 for none
     """
 
     reactor: Any
     under: IStreamServerEndpoint
     options: dict[str, Any]
+    keepalive: int = TimeLimits().keepalive
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         """
@@ -157,7 +160,15 @@ class DoorEndpoint:
 
         :raises MtlstunnelError: a bundle, certificate or key cannot be used
         """
-        return self.under.listen(door_factory(factory, self.reactor, **self.options))
+        opening = self.under.listen(door_factory(factory, self.reactor, **self.options))
+        return opening.addCallback(self._opened)
+
+    def _opened(self, port: IListeningPort) -> IListeningPort:
+        listening = getattr(port, "socket", None)
+        if listening is not None:
+            # An application may leave a client's window closed for as long as it likes.
+            Keepalive(self.keepalive).set_on(listening, unacknowledged=False)
+        return port
 
 
 def _nested(args: tuple[str, ...], kwargs: dict[str, str]) -> str:
@@ -182,8 +193,8 @@ def mtls_endpoint(reactor: Any, *args: str, **kwargs: str) -> DoorEndpoint:
     The first part is a port or the beginning of another endpoint string, whose own options may
     follow: ``mtls:haproxy:tcp:443:cas=...``, ``mtls:unix:/run/app.sock:mode=600:cas=...``.  Own
     options are cas, cert, key, alert, min_version, max_version, handshake_timeout, max_handshakes,
-    max_connections_per_client, alpn, starttls, crl, crl_check and crl_expired; several files
-    in ``cas`` and ``crl`` and several names in ``alpn`` are separated by commas.
+    max_connections_per_client, alpn, starttls, crl, crl_check, crl_expired and keepalive; several
+    files in ``cas`` and ``crl`` and several names in ``alpn`` are separated by commas.
 
     :raises SettingsError: something is missing or not understood
     """
@@ -224,6 +235,9 @@ def mtls_endpoint(reactor: Any, *args: str, **kwargs: str) -> DoorEndpoint:
         options["handshake_timeout"] = seconds(
             "mtls: endpoint: handshake_timeout", kwargs.pop("handshake_timeout")
         )
+    keepalive = TimeLimits().keepalive
+    if "keepalive" in kwargs:
+        keepalive = keepalive_or_off("mtls: endpoint: keepalive", kwargs.pop("keepalive"))
     nested = _nested(args, kwargs)
     options["proxy_header"] = nested.startswith(BALANCER_PREFIX)
     try:
@@ -233,4 +247,4 @@ def mtls_endpoint(reactor: Any, *args: str, **kwargs: str) -> DoorEndpoint:
             f"mtls: endpoint: Twisted does not understand {nested!r} ({fault}); "
             "give mtls:8443:cas=cas.pem:cert=server.pem:key=server.key"
         ) from None
-    return DoorEndpoint(reactor, under, options)
+    return DoorEndpoint(reactor, under, options, keepalive)

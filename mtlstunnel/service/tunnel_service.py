@@ -26,6 +26,7 @@ from mtlstunnel.events import (
 from mtlstunnel.places import Place, has_proxy_header
 from mtlstunnel.relay.connecting import make_upstream
 from mtlstunnel.relay.introduction import introducer
+from mtlstunnel.relay.keepalive import Keepalive
 from mtlstunnel.relay.poller import Poller, watcher_of
 from mtlstunnel.relay.socket_transport import accept_for
 from mtlstunnel.relay.tunnel import TunnelFactory
@@ -315,6 +316,7 @@ class TunnelService(Service):
 
     def _opened(self, port: IListeningPort, door: DoorFactory) -> None:
         door.listener = describe_address(port.getHost())
+        Keepalive(self._settings.limits.keepalive).set_on(cast("Any", port).socket)
         if self._poller is not None and type(port) is Port and port.factory is door:
             accept_for(self._poller, port)
         self._guard.add(port, door.listener)

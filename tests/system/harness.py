@@ -343,7 +343,11 @@ class Upstream:
     """
 
     def __init__(
-        self, handler: Handler = greet, path: Path | None = None, family: int = socket.AF_INET
+        self,
+        handler: Handler = greet,
+        path: Path | None = None,
+        family: int = socket.AF_INET,
+        host: str | None = None,
     ) -> None:
         self.accepts = 0
         self.received = 0
@@ -356,7 +360,7 @@ class Upstream:
             self.place = f"unix:{path}"
         else:
             self._listening = socket.socket(family)
-            host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+            host = host or ("::1" if family == socket.AF_INET6 else "127.0.0.1")
             self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._listening.bind((host, 0))
             self.port = self._listening.getsockname()[1]

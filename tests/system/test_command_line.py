@@ -34,7 +34,7 @@ OPTIONS = (
     *("--connect-timeout", "--half-close-timeout", "--demo", "--state-dir"),
     *("--audit-log", "--admin", "--proxy-protocol"),
     *("--crl", "--crl-check", "--crl-expired"),
-    *("--idle-timeout", "--max-lifetime", "--drain-timeout", "--max-connections"),
+    *("--idle-timeout", "--keepalive", "--max-lifetime", "--drain-timeout", "--max-connections"),
     *("--max-connections-per-client", "--max-handshakes"),
 )
 
