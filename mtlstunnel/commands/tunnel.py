@@ -41,6 +41,7 @@ from mtlstunnel.places import (
     parse_listen,
     parse_upstream,
 )
+from mtlstunnel.relay.name_lookups import use_name_lookups
 from mtlstunnel.relay.poller import poller_of
 from mtlstunnel.service.audit_service import (
     Account,
@@ -325,6 +326,7 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     use_monotonic_clock(reactor)
+    use_name_lookups(reactor)
     parent = getattr(options, "parent", None)
     account = _account(parent)
     queued_log = QueuedLog(reactor)

@@ -21,6 +21,7 @@ from twisted.logger import (
 from zope.interface import implementer
 
 from mtlstunnel.clock import use_monotonic_clock
+from mtlstunnel.relay.name_lookups import use_name_lookups
 from mtlstunnel.relay.poller import poller_of
 from mtlstunnel.service.audit import AuditLog
 from mtlstunnel.service.audit_file import LineFile
@@ -192,6 +193,7 @@ def main() -> None:
 
     reactor: Any = installed
     use_monotonic_clock(reactor)
+    use_name_lookups(reactor)
     worker = Worker(reactor, orders)
     globalLogBeginner.beginLoggingTo([worker], redirectStandardIO=False)
     reactor.callWhenRunning(_start, worker)
