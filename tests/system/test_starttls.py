@@ -6,14 +6,21 @@ import os
 import pwd
 import shutil
 import socket
+import struct
 import subprocess
 import time
 from pathlib import Path
+from select import select
 from unittest import SkipTest
 
 from mtlstunnel.tls.plain_protocols import GSSENC_REQUEST, SSL_REQUEST
 from tests import pki
 from tests.system.harness import PATIENCE, SystemTestCase, Tunnel, needs, run
+
+try:
+    import psycopg
+except ImportError:
+    psycopg = None  # type: ignore[assignment]
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
@@ -127,6 +134,69 @@ class StartTLS(SystemTestCase):
             if not run(bin_ / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)).status:
                 return f"127.0.0.1:{port}"
         raise AssertionError((data.parent / "pg.log").read_text())
+
+    def conninfo(self, tunnel: Tunnel, *more: str) -> str:
+        self.key.chmod(0o600)
+        return " ".join(
+            (
+                f"host=localhost hostaddr=127.0.0.1 port={tunnel.port} user=alice dbname=postgres",
+                f"sslmode=verify-full sslrootcert={self.ca} sslcert={self.cert} sslkey={self.key}",
+                *more,
+            )
+        )
+
+    def query_and_cancel(self, conninfo: str) -> None:
+        """Ask something, then cancel a long query over a connection of its own."""
+        with psycopg.connect(
+            conninfo, connect_timeout=int(PATIENCE), autocommit=True
+        ) as connection:
+            found = connection.execute("select 6 * 7").fetchone()
+            self.assertEqual(found, (42,))
+            connection.pgconn.send_query(b"select pg_sleep(600)")
+            connection.cancel_safe(timeout=PATIENCE)
+            while connection.pgconn.is_busy():
+                self.assertTrue(select([connection.pgconn.socket], [], [], PATIENCE)[0])
+                connection.pgconn.consume_input()
+            result = connection.pgconn.get_result()
+            assert result is not None
+            self.assertIn(b"canceling statement due to user request", result.error_message)
+            self.assertIsNone(connection.pgconn.get_result())
+
+    def direct(self) -> None:
+        if psycopg is None or psycopg.pq.version() < 170000:
+            raise SkipTest("psycopg with libpq 17 is not installed")
+
+    def test_libpq_17_direct_with_starttls(self) -> None:
+        self.direct()
+        tunnel = self.tunnel(self.postgres())
+        self.query_and_cancel(self.conninfo(tunnel, "sslnegotiation=direct"))
+        for count in (1, 2):
+            self.assertEqual(tunnel.wait_for("accepted", count)["tls"]["alpn"], "postgresql")
+
+    def test_libpq_17_direct_with_alpn(self) -> None:
+        self.direct()
+        tunnel = self.tunnel(self.postgres(), "--alpn", "postgresql", starttls=False)
+        self.query_and_cancel(self.conninfo(tunnel, "sslnegotiation=direct"))
+        for count in (1, 2):
+            self.assertEqual(tunnel.wait_for("accepted", count)["tls"]["alpn"], "postgresql")
+
+    def test_libpq_17_asks_and_cancels_over_tls(self) -> None:
+        self.direct()
+        tunnel = self.tunnel(self.postgres())
+        self.query_and_cancel(self.conninfo(tunnel))
+        self.assertTrue(tunnel.wait_for("accepted", 2)["verified"])
+
+    def test_libpq_17_direct_without_either_option_is_hung_up_on_by_itself(self) -> None:
+        self.direct()
+        tunnel = self.tunnel(self.postgres(), starttls=False)
+        with self.assertRaisesRegex(psycopg.OperationalError, "ALPN"):
+            psycopg.connect(self.conninfo(tunnel, "sslnegotiation=direct"))
+
+    def test_a_plain_cancel_request_has_its_own_words(self) -> None:
+        cancel = struct.pack(">IIII", 16, 80877102, 1, 2)
+        tunnel = self.tunnel("1")
+        self.assertEqual(self.say(tunnel, cancel), b"")
+        self.assertIn("CancelRequest", tunnel.wait_for("probe")["detail"])
 
     def test_psql_and_pgbench(self) -> None:
         needs("psql")
