@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, clientFromString
+from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, clientFromString
 from twisted.internet.error import ConnectBindError, getConnectError
 from twisted.internet.interfaces import IReactorTCP, IStreamClientEndpoint
 from twisted.logger import Logger
@@ -19,7 +19,7 @@ from mtlstunnel.errors import SettingsError
 from mtlstunnel.places import Address, Place
 from mtlstunnel.relay.poller import Poller, Watched
 from mtlstunnel.relay.socket_transport import SocketTransport, tcp_address
-from mtlstunnel.relay.upstream import UpstreamFactory
+from mtlstunnel.relay.upstream import UpstreamFactory, cause_of, errno_of
 
 _log = Logger()
 
@@ -48,13 +48,42 @@ class _TwistedConnecting:
         self.connector.disconnect()
 
 
-@attrs.frozen
+QUEUE_FULL_SECONDS = 0.05
+"""Seconds after which a unix socket whose queue was full is tried again."""
+
+
+@attrs.define(eq=False)
 class _ConnectingEndpoint:
-    connecting: Deferred[Any]
+    endpoint: IStreamClientEndpoint
     factory: UpstreamFactory
+    clock: Any
+    _connecting: Deferred[Any] | None = attrs.field(init=False, default=None)
+    _waiting: Any = attrs.field(init=False, default=None)
+
+    def begin(self) -> None:
+        """Connect, and again for as long as the upstream's queue is full."""
+        self._waiting = None
+        connecting = self._connecting = self.endpoint.connect(self.factory)
+        connecting.addErrback(self._failed)
+
+    def _failed(self, reason: Failure) -> None:
+        # A full queue of a unix socket gives EAGAIN, and no event when there is room.  The reactor
+        # takes EAGAIN for a connection under way, and then sees a socket that hangs up.
+        is_full = errno_of(reason) == errno.EAGAIN or (
+            isinstance(self.endpoint, UNIXClientEndpoint) and cause_of(reason) is not reason
+        )
+        if is_full and self.clock is not None:
+            self._waiting = self.clock.callLater(QUEUE_FULL_SECONDS, self.begin)
+        else:
+            self.factory.clientConnectionFailed(None, reason)
 
     def cancel(self) -> None:
-        self.connecting.cancel()
+        """See :class:`Attempt`."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+        elif self._connecting is not None:
+            self._connecting.cancel()
         self.factory.give_up()
 
 
@@ -79,12 +108,13 @@ class EndpointUpstream:
     """Any Twisted client endpoint."""
 
     endpoint: IStreamClientEndpoint
+    clock: Any = None
 
     def dial(self, factory: UpstreamFactory) -> Attempt:
         """See :class:`Upstream`."""
-        connecting = self.endpoint.connect(factory)
-        connecting.addErrback(lambda reason: factory.clientConnectionFailed(None, reason))
-        return _ConnectingEndpoint(connecting, factory)
+        connecting = _ConnectingEndpoint(self.endpoint, factory, self.clock)
+        connecting.begin()
+        return connecting
 
 
 class _Connecting(Watched):
@@ -114,9 +144,11 @@ class _Connecting(Watched):
 
     def begin(self) -> None:
         """Connect, and wait where that takes time."""
-        self._socket.connect_ex(self._where)
+        code = self._socket.connect_ex(self._where)
+        if code and code not in _UNDER_WAY:
+            self._fail(code)
         # Within one machine it is there by now.
-        if not self._is_decided():
+        elif not self._is_decided():
             self._poller.write(self)
 
     def doWrite(self) -> None:
@@ -124,26 +156,33 @@ class _Connecting(Watched):
         self._is_decided()
 
     def _is_decided(self) -> bool:
-        code = self._socket.connect_ex(self._where)
-        if code in _UNDER_WAY:
+        # Another connect() after a refusal would dial again.
+        code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._fail(code)
+            return True
+        try:
+            self._socket.getpeername()
+        except OSError:
             return False
-        if code in (0, errno.EISCONN):
-            protocol = self._factory.buildProtocol(tcp_address(self._where))
-            transport = SocketTransport(
-                self._poller, self._clock, self._socket, protocol, self._where
-            )
-            self._poller.hand_over(self, transport)
-            try:
-                protocol.makeConnection(transport)
-            except Exception:
-                # Wherever this was called from, it is this connection that is not to be had.
-                _log.failure("what had to be done with a connection to the upstream failed")
-                transport.connectionLost(Failure())
-        else:
-            self.cancel()
-            fault = getConnectError((code, os.strerror(code)))
-            self._factory.clientConnectionFailed(None, Failure(fault))
+        self._connected()
         return True
+
+    def _connected(self) -> None:
+        protocol = self._factory.buildProtocol(tcp_address(self._where))
+        transport = SocketTransport(self._poller, self._clock, self._socket, protocol, self._where)
+        self._poller.hand_over(self, transport)
+        try:
+            protocol.makeConnection(transport)
+        except Exception:
+            # Wherever this was called from, it is this connection that is not to be had.
+            _log.failure("what had to be done with a connection to the upstream failed")
+            transport.connectionLost(Failure())
+
+    def _fail(self, code: int) -> None:
+        self.cancel()
+        fault = getConnectError((code, os.strerror(code)))
+        self._factory.clientConnectionFailed(None, Failure(fault))
 
     def doRead(self) -> None:
         """Nothing is read from what is not connected."""
@@ -216,7 +255,7 @@ def make_upstream(reactor: Any, place: Place, poller: Poller | None = None) -> U
             return TCPUpstream(reactor, place.host, place.port)
         return EndpointUpstream(HostnameEndpoint(reactor, place.host, place.port))
     try:
-        return EndpointUpstream(clientFromString(reactor, place.text))
+        return EndpointUpstream(clientFromString(reactor, place.text), reactor)
     except (ValueError, TypeError, LookupError, OSError) as fault:
         raise SettingsError(
             f"--upstream {place.text!r}: Twisted does not understand this endpoint ({fault}); "

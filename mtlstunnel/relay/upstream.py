@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from typing import Any, Protocol, cast
 
 from twisted.internet import error
@@ -29,6 +30,25 @@ class Dialler(Protocol):
         """It cannot be had."""
 
 
+class ConnectedToItselfError(error.ConnectionRefusedError):
+    """connect() to a port of the ephemeral range was given that port as its own."""
+
+
+def _is_its_own_peer(transport: Any) -> bool:
+    if isinstance(transport, TLSMemoryBIOProtocol):
+        transport = transport.transport
+    handle = transport.getHandle() if hasattr(transport, "getHandle") else None
+    if not isinstance(handle, socket.socket):
+        return False
+    if handle.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    try:
+        return bool(handle.getsockname() == handle.getpeername())
+    except OSError:
+        # It is gone already, and its end says how.
+        return False
+
+
 @implementer(IHalfCloseableProtocol, IHandshakeListener)
 class UpstreamProtocol(ProxyClient):
     """
@@ -40,9 +60,18 @@ class UpstreamProtocol(ProxyClient):
     noisy = False
     receiver: RawReceiver
     _ready = False
+    _refused = False
 
     def connectionMade(self) -> None:
         """TCP is connected; a TLS upstream has its handshake still to come."""
+        if _is_its_own_peer(self.transport):
+            self._refused = True
+            # A reset frees the port at once, so that the service can listen there.
+            cast("Any", self.transport).abortConnection()
+            cast("UpstreamFactory", self.factory).clientConnectionFailed(
+                None, Failure(ConnectedToItselfError())
+            )
+            return
         if not isinstance(self.transport, TLSMemoryBIOProtocol):
             self._be_ready()
 
@@ -79,7 +108,7 @@ class UpstreamProtocol(ProxyClient):
         """The upstream's transport is gone."""
         if self._ready:
             self.receiver.raw_lost(reason)
-        else:
+        elif not self._refused:
             cast("UpstreamFactory", self.factory).clientConnectionFailed(None, reason)
 
 
@@ -120,6 +149,19 @@ class UpstreamFactory(ProxyClientFactory):
         connector.transport = None
 
 
+def cause_of(reason: Failure) -> Failure:
+    """Return the failure inside of another, where Twisted gave one to an error as its text."""
+    inner = getattr(reason.value, "args", ())[:1]
+    return inner[0] if inner and isinstance(inner[0], Failure) else reason
+
+
+def errno_of(reason: Failure) -> int | None:
+    """Return the error number of what the system said, or None where it said nothing."""
+    value = reason.value
+    code = getattr(value, "osError", None) or getattr(value, "errno", None)
+    return code if isinstance(code, int) else None
+
+
 _FAILURES: tuple[tuple[type[Exception], str], ...] = (
     (error.ConnectionRefusedError, "refused"),
     (error.TCPTimedOutError, "timeout"),
@@ -133,11 +175,32 @@ _FAILURES: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
+_REMEDIES = {
+    errno.ENOENT: (
+        "no_socket",
+        "there is no socket at the path of the upstream (ENOENT); start the service, or correct "
+        "--upstream",
+    ),
+    errno.EADDRNOTAVAIL: (
+        "no_local_port",
+        "no local port or address is left for a connection to the upstream (EADDRNOTAVAIL); widen "
+        "net.ipv4.ip_local_port_range, or give the upstream a unix socket",
+    ),
+    errno.EACCES: (
+        "failed",
+        "this process may not connect to the upstream (EACCES); let its user write to the unix "
+        "socket and search the directories above it",
+    ),
+}
+"""The word and the sentence for what the system says, where there is a thing to do."""
+
+
 def explain_failure(reason: Failure) -> tuple[str, str]:
     """
     The word and the sentence for an upstream that cannot be had.
     """
-    code = getattr(reason.value, "osError", None) or getattr(reason.value, "errno", None)
+    reason = cause_of(reason)
+    code = errno_of(reason)
     if code in (errno.EMFILE, errno.ENFILE):
         return "no_descriptors", (
             f"no descriptor is left for a connection to the upstream ({errno.errorcode[code]}); "
@@ -146,6 +209,13 @@ def explain_failure(reason: Failure) -> tuple[str, str]:
     if code == errno.ECONNRESET:
         # It came before connect() was looked at again.
         return "reset", escape(str(reason.value))
+    if reason.check(ConnectedToItselfError):
+        return "refused", (
+            "nothing listens there, so the connection reached itself; start the upstream, and keep "
+            "its port out of the local port range (net.ipv4.ip_local_reserved_ports)"
+        )
+    if code in _REMEDIES:
+        return _REMEDIES[code]
     for kind, word in _FAILURES:
         if reason.check(kind):
             return word, escape(str(reason.value))

@@ -35,7 +35,7 @@ _NOT_SUMS = frozenset({"reload_success", "reloaded_at"})
 
 UPSTREAM_FAILURES = (
     *("refused", "timeout", "unreachable", "unknown_host"),
-    *("closed", "reset", "tls_error", "no_descriptors", "failed"),
+    *("closed", "reset", "tls_error", "no_descriptors", "no_local_port", "no_socket", "failed"),
 )
 """The words for an upstream that could not be had."""
 

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 import socket
+import subprocess
+import sys
+import tempfile
 from typing import Any
+from unittest import SkipTest
 
 from twisted.internet import reactor
 from twisted.internet.defer import inlineCallbacks
-from twisted.trial.unittest import TestCase
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mtlstunnel.errors import SettingsError
-from mtlstunnel.places import Address
+from mtlstunnel.places import Address, EndpointString
 from mtlstunnel.relay import connecting
-from mtlstunnel.relay.connecting import SocketUpstream, TCPUpstream, make_upstream
+from mtlstunnel.relay.connecting import (
+    QUEUE_FULL_SECONDS,
+    SocketUpstream,
+    TCPUpstream,
+    make_upstream,
+)
 from mtlstunnel.relay.socket_transport import SocketTransport
 from mtlstunnel.relay.upstream import UpstreamFactory, UpstreamProtocol
 from tests.relay.sockets import Steps, open_descriptors, start_poller, turns, until
@@ -107,6 +119,49 @@ class Dialling(TestCase):
         self.assertIn("refused", detail)
         self.assertEqual(open_descriptors(), before)
 
+    @inlineCallbacks
+    def test_a_refused_port_is_dialled_once(self) -> Steps:
+        dialled = []
+
+        class Counted(socket.socket):
+            def connect_ex(self, address: Any) -> int:
+                dialled.append(address)
+                return super().connect_ex(address)
+
+        listening = self.listen()
+        address = Address(*listening.getsockname())
+        listening.close()
+        self.patch(socket, "socket", Counted)
+        self.dial(address)
+        yield until(lambda: self.dialler.is_told)
+        self.assertEqual([how for how, _ in self.dialler.failed], ["refused"])
+        self.assertEqual(len(dialled), 1)
+
+    @inlineCallbacks
+    def test_a_connection_to_itself_is_none(self) -> Steps:
+        listening = self.listen()
+        host, port = listening.getsockname()
+        listening.close()
+
+        class SamePort(socket.socket):
+            def connect_ex(self, address: Any) -> int:
+                self.bind(address)
+                return super().connect_ex(address)
+
+        yield turns(1)
+        before = open_descriptors()
+        self.patch(socket, "socket", SamePort)
+        self.dial(Address(host, port))
+        yield until(lambda: self.dialler.is_told)
+        ((how, detail),) = self.dialler.failed
+        self.assertEqual((how, self.dialler.connected), ("refused", []))
+        self.assertIn("reached itself", detail)
+        yield until(lambda: open_descriptors() == before)
+        self.assertEqual(len(self.dialler.failed), 1)
+        # The service can have its port at once.
+        with socket.socket() as service:
+            service.bind((host, port))
+
     def test_no_descriptor_is_left(self) -> None:
         def none_left(*_: object) -> socket.socket:
             raise OSError(errno.EMFILE, "Too many open files")
@@ -197,3 +252,113 @@ class Dialling(TestCase):
 
     def test_without_a_poller_the_reactor_dials(self) -> None:
         self.assertIsInstance(make_upstream(reactor, Address("127.0.0.1", 9)), TCPUpstream)
+
+
+class UnixSockets(TestCase):
+    """Queues that are full, and sockets that are missing."""
+
+    timeout = 60
+
+    def setUp(self) -> None:
+        self.dialler = Waiting()
+        directory = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, directory)
+        self.path = f"{directory}/s"
+
+    def dial(self) -> Any:
+        upstream = make_upstream(reactor, EndpointString(f"unix:{self.path}"))
+        return upstream.dial(UpstreamFactory(self.dialler))
+
+    def fill(self) -> tuple[socket.socket, list[socket.socket]]:
+        listening = socket.socket(socket.AF_UNIX)
+        self.addCleanup(listening.close)
+        listening.bind(self.path)
+        listening.listen(0)
+        waiting: list[socket.socket] = []
+        while True:
+            one = socket.socket(socket.AF_UNIX)
+            self.addCleanup(one.close)
+            one.setblocking(False)
+            if one.connect_ex(self.path):
+                return listening, waiting
+            waiting.append(one)
+
+    @inlineCallbacks
+    def test_a_full_queue_is_waited_for(self) -> Steps:
+        listening, waiting = self.fill()
+        self.dial()
+        yield deferLater(reactor, 3 * QUEUE_FULL_SECONDS)
+        self.assertFalse(self.dialler.is_told)
+        for _ in waiting:
+            listening.accept()[0].close()
+        yield until(lambda: self.dialler.is_told)
+        (protocol,) = self.dialler.connected
+        receiver = protocol.receiver = Receiver()
+        transport: Any = protocol.transport
+        transport.abortConnection()
+        yield until(lambda: receiver.lost)
+
+    @inlineCallbacks
+    def test_waiting_for_a_full_queue_can_be_given_up(self) -> Steps:
+        self.fill()
+        attempt = self.dial()
+        yield deferLater(reactor, 2 * QUEUE_FULL_SECONDS)
+        attempt.cancel()
+        yield deferLater(reactor, 2 * QUEUE_FULL_SECONDS)
+        self.assertEqual(self.dialler.connected, [])
+
+    @inlineCallbacks
+    def test_a_socket_that_is_missing_has_its_word(self) -> Steps:
+        self.dial()
+        yield until(lambda: self.dialler.is_told)
+        ((how, detail),) = self.dialler.failed
+        self.assertEqual(how, "no_socket")
+        self.assertIn("--upstream", detail)
+        self.assertNotIn("Failure", detail)
+
+
+NARROW = """
+ip link set lo up && echo "40000 40000" > /proc/sys/net/ipv4/ip_local_port_range && exec "$@"
+"""
+DIALS = """
+from twisted.internet import reactor
+from mtlstunnel.places import Address, EndpointString
+from mtlstunnel.relay.connecting import make_upstream
+from mtlstunnel.relay.poller import poller_of
+from mtlstunnel.relay.upstream import UpstreamFactory
+
+class Dialler:
+    def upstream_connected(self, upstream):
+        print("connected")
+
+    def upstream_unreachable(self, how, detail):
+        print(how, detail)
+
+poller = poller_of(reactor)
+poller.start()
+for after, host, by in ((0, "127.0.0.1", poller), (1, "127.0.0.1", None), (2, "localhost", None)):
+    dial = make_upstream(reactor, Address(host, 40000), by).dial
+    reactor.callLater(after, dial, UpstreamFactory(Dialler()))
+reactor.callLater(4, reactor.stop)
+reactor.run()
+"""
+
+
+class NarrowPortRanges(SynchronousTestCase):
+    """In a network whose only ephemeral port is the upstream's."""
+
+    def test_no_connection_reaches_itself(self) -> None:
+        if os.geteuid() or not (shutil.which("unshare") and shutil.which("ip")):
+            raise SkipTest("a network namespace needs root, unshare and ip")
+        dialled = subprocess.run(
+            ["unshare", "-n", "sh", "-c", NARROW, "sh", sys.executable, "-c", DIALS],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        lines = dialled.stdout.splitlines()
+        self.assertGreaterEqual(len(lines), 3, dialled.stderr)
+        for line in lines:
+            self.assertTrue(line.startswith("refused"), line)
+        self.assertIn("reached itself", dialled.stdout)

@@ -162,6 +162,12 @@ class SystemTests(SynchronousTestCase):
             (found,) = ask_the_system(host, 80, socket.AF_UNSPEC, socket.SOCK_STREAM)
             self.assertEqual((type(found).__name__, found.host, found.port), (kind, host, 80))  # type: ignore[attr-defined]
 
+    def test_an_address_that_stands_twice_is_dialled_once(self) -> None:
+        twice = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 80))] * 2
+        self.patch(socket, "getaddrinfo", lambda *_: twice)
+        found = ask_the_system("localhost", 80, socket.AF_UNSPEC, socket.SOCK_STREAM)
+        self.assertEqual(len(found), 1)
+
     def test_a_thread_that_hangs_does_not_keep_the_process(self) -> None:
         asked, hung = threading.Event(), threading.Event()
         self.addCleanup(hung.set)

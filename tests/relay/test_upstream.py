@@ -65,7 +65,8 @@ class Words(SynchronousTestCase):
             (error.ConnectionLost(), "reset"),
             (error.ConnectBindError(24, "Too many open files"), "no_descriptors"),
             (OSError(23, "Too many open files in system"), "no_descriptors"),
-            (error.ConnectBindError(99, "Cannot assign requested address"), "failed"),
+            (error.ConnectBindError(99, "Cannot assign requested address"), "no_local_port"),
+            (error.ConnectError(2, "No such file or directory"), "no_socket"),
             (SSL.Error([("SSL routines", "", "certificate verify failed")]), "tls_error"),
             (VerificationError(errors=[]), "tls_error"),
             (CancelledError(), "failed"),
@@ -80,6 +81,12 @@ class Words(SynchronousTestCase):
         how, detail = explain_failure(Failure(why))
         self.assertEqual(how, "reset")
         self.assertIn("reset by peer", detail)
+
+    def test_a_failure_inside_of_an_error_is_not_shown_as_one(self) -> None:
+        inner: Any = Failure(error.ConnectionLost())
+        how, detail = explain_failure(Failure(error.ConnectError(string=inner)))
+        self.assertEqual(how, "reset")
+        self.assertNotIn("Failure instance", detail)
 
     def test_what_others_say_cannot_write_in_our_log(self) -> None:
         for kind in (OSError, error.DNSLookupError):
