@@ -45,11 +45,11 @@ def ask_the_system(host: str, port: int, family: int, kind: int) -> Answer:
     :raises OSError: there is no such name, or nothing answers
     :raises UnicodeError: it cannot be a name
     """
-    transport = "UDP" if kind == socket.SOCK_DGRAM else "TCP"
-    found = socket.getaddrinfo(host, port, family, kind)
+    transport: Any = "UDP" if kind == socket.SOCK_DGRAM else "TCP"
+    answers: list[Any] = socket.getaddrinfo(host, port, family, kind)
     # A name that stands twice in the system's files has one address twice: it is dialled once.
     places = dict.fromkeys(
-        (one, where) for one, _, _, _, where in found if one in (socket.AF_INET, socket.AF_INET6)
+        (one, where) for one, _, _, _, where in answers if one in (socket.AF_INET, socket.AF_INET6)
     )
     return [
         (IPv6Address if one == socket.AF_INET6 else IPv4Address)(transport, *where)
