@@ -9,6 +9,15 @@ import attrs
 
 from mtlstunnel.errors import SettingsError
 
+LEFT_SECONDS = 0.5
+"""
+How long dialling goes on for a client that has ended without having sent anything.  An upstream
+that speaks first may be connected a moment later, and answer such a client.
+"""
+
+RESET_SECONDS = 5.0
+"""How long the upstream may take nothing of what a client sent before it was reset."""
+
 
 @attrs.frozen(kw_only=True)
 class TimeLimits:
@@ -31,6 +40,16 @@ class TimeLimits:
     lifetime: float = 0.0
     drain: float = 0.0
     keepalive: int = 15
+
+    @property
+    def after_leaving(self) -> float:
+        """How long dialling goes on for a client that has ended without having sent anything."""
+        return min(LEFT_SECONDS, self.connect)
+
+    @property
+    def after_reset(self) -> float:
+        """How long the upstream may take nothing of what a client sent before it was reset."""
+        return min(RESET_SECONDS, self.half_close)
 
 
 @attrs.frozen(kw_only=True)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import select
 from collections import OrderedDict
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Protocol, cast
 
-from twisted.internet.interfaces import IReactorFDSet
+from twisted.internet.interfaces import IDelayedCall, IReactorFDSet, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -26,8 +27,14 @@ _log = Logger()
 READ, WRITE = 1, 4
 """EPOLLIN and EPOLLOUT."""
 
-_GONE = 8 | 16
+_ERROR = 8
+"""EPOLLERR: always told of a registered socket, and so the mark of one that is registered."""
+
+_GONE = _ERROR | 16
 """EPOLLERR and EPOLLHUP: the next call on the socket says what is the matter."""
+
+LOOK_SECONDS = 1.0
+"""How often a socket that is waited for by nothing else is asked whether it has hung up."""
 
 _MOST_EVENTS = 512
 """As many events are taken at once."""
@@ -65,6 +72,9 @@ class Watched:
         """There may be room to write."""
         raise NotImplementedError
 
+    def hung_up(self) -> None:
+        """It has failed or is closed, while neither reading nor writing is waited for."""
+
     def connectionLost(self, reason: Failure) -> None:
         """It has failed, and is not waited for any more."""
         raise NotImplementedError
@@ -100,10 +110,13 @@ class ReactorWatcher:
         :param reactor: provides ``IReactorFDSet``
         """
         self._reactor = reactor
+        self._looks: dict[Watched, HangUpLook] = {}
+        """Those that the reactor waits for in no way, and that have been waited for before."""
 
     def read(self, one: Watched) -> None:
         """See :meth:`Watcher.read`."""
         if not one.interest & READ:
+            self._look_no_more(one)
             one.interest |= READ
             self._reactor.addReader(one)
 
@@ -112,10 +125,25 @@ class ReactorWatcher:
         if one.interest & READ:
             one.interest &= ~READ
             self._reactor.removeReader(one)
+            if not one.interest:
+                self._look(one)
+
+    def _look(self, one: Watched) -> None:
+        def hung_up() -> None:
+            del self._looks[one]
+            one.hung_up()
+
+        self._looks[one] = HangUpLook(self._reactor, one.fd, hung_up)
+
+    def _look_no_more(self, one: Watched) -> None:
+        look = self._looks.pop(one, None)
+        if look is not None:
+            look.cancel()
 
     def write(self, one: Watched) -> None:
         """See :meth:`Watcher.write`."""
         if not one.interest & WRITE:
+            self._look_no_more(one)
             one.interest |= WRITE
             self._reactor.addWriter(one)
 
@@ -124,15 +152,49 @@ class ReactorWatcher:
         if one.interest & WRITE:
             one.interest &= ~WRITE
             self._reactor.removeWriter(one)
+            if not one.interest:
+                self._look(one)
 
     def forget(self, one: Watched) -> None:
         """See :meth:`Watcher.forget`."""
         self.stop_reading(one)
         self.stop_writing(one)
+        self._look_no_more(one)
 
     def hand_over(self, one: Watched, to: Watched) -> None:
         """See :meth:`Watcher.hand_over`."""
         self.forget(one)
+
+
+class HangUpLook:
+    """
+    Asks a socket again and again whether it has hung up, where nothing waits for its events.
+
+    Only a reset counts, or for a unix socket that both directions are closed; a FIN does not.
+    """
+
+    def __init__(self, clock: IReactorTime, descriptor: int, then: Callable[[], None]) -> None:
+        """
+        :param then: called once, when it has
+        """
+        self._clock = clock
+        self._then = then
+        self._poll = select.poll()
+        self._poll.register(descriptor, 0)
+        self._call: IDelayedCall | None = clock.callLater(LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._call = None
+        if self._poll.poll(0):
+            self._then()
+        else:
+            self._call = self._clock.callLater(LOOK_SECONDS, self._look)
+
+    def cancel(self) -> None:
+        """Ask no more."""
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
 
 
 class Poller:
@@ -140,7 +202,8 @@ class Poller:
     Waits for sockets in front of a reactor that uses epoll(7).
 
     What is wanted no more is not told to the system until it comes up: most pauses end before
-    anything has come.  A socket that is closed leaves the system's list by itself.
+    anything has come.  A socket that is waited for in no way stays in the system's list, which
+    tells of a reset all the same.  One that is closed leaves the list by itself.
 
     Sockets that carry bulk (:attr:`Watched.is_bulk`), or have hung up, stand in a queue.  Each
     iteration serves all other sockets that are ready, gives the reactor its turn, and then serves
@@ -224,15 +287,19 @@ class Poller:
         interest, epoll = one.interest, self._epoll
         if epoll is None:
             return
-        if not interest:
-            del self._watched[one.fd]
-            epoll.unregister(one.fd)
-        elif one.registered:
+        if one.registered:
             epoll.modify(one.fd, interest)
         else:
             epoll.register(one.fd, interest)
             self._watched[one.fd] = one
-        one.registered = interest
+        one.registered = interest | _ERROR
+
+    def _hung_up(self, one: Watched) -> None:
+        # It would be told again at once.
+        del self._watched[one.fd]
+        cast("select.epoll", self._epoll).unregister(one.fd)
+        one.registered = 0
+        one.hung_up()
 
     def _iterate(self, delay: float | None) -> None:
         """In place of the reactor's ``doIteration``."""
@@ -268,9 +335,11 @@ class Poller:
                 now = perf_counter()
 
     def _serve(self, one: Watched, event: int) -> None:
-        if event & _GONE:
-            event |= READ | WRITE
         try:
+            if event & _GONE:
+                event = READ | WRITE
+                if not one.interest:
+                    self._hung_up(one)
             if event & one.interest & READ:
                 one.doRead()
             if event & one.interest & WRITE:

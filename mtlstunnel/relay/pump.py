@@ -26,6 +26,12 @@ class PumpOwner(Protocol):
     def side_broken(self, side: Side) -> None:
         """Nothing can be sent to a side any more."""
 
+    def side_hung_up(self, side: Side, *, whole: bool) -> None:
+        """A side was reset while it was not read."""
+
+    def side_left(self, side: Side, how: str) -> None:
+        """A side has ended before the other was there, and had sent nothing."""
+
     def side_lost(self, side: Side, how: str, detail: str | None) -> None:
         """A side's connection or session failed."""
 
@@ -45,6 +51,8 @@ class PumpSide:
 
     __slots__ = (
         "_discarding",
+        "_early",
+        "_early_end",
         "_ending",
         "_finished",
         "_later",
@@ -85,9 +93,32 @@ class PumpSide:
         self._discarding = False
         self._finished = False
         self._ending = False
+        self._early: bytes | None = None
+        """What came before the other side was there; None where this side is not read early."""
+        self._early_end: str | None = None
+
+    def start_early(self) -> None:
+        """
+        Read a first piece from this side before the other side is there, to learn of its end.
+        """
+        self._early = b""
+        self._begin()
 
     def start(self) -> None:
         """Read from this side, beginning with what its session has already got."""
+        early, self._early = self._early, None
+        if early is None:
+            self._begin()
+            return
+        if early:
+            self.received_bytes += len(early)
+            self.other.deliver(memoryview(early))
+        if self._early_end is not None:
+            self._owner.side_ended(self.side, self._early_end)
+        else:
+            self.read_on()
+
+    def _begin(self) -> None:
         self.lane.start()
         if self._machine is not None and not self._finished:
             self._decrypt(self._machine, _NOTHING)
@@ -113,8 +144,12 @@ class PumpSide:
         size = len(plain)
         # What is discarded is decrypted all the same: close_notify may be in it.
         if size and not self._discarding:
-            self.received_bytes += size
-            self.other.deliver(plain)
+            if self._early is None:
+                self.received_bytes += size
+                self.other.deliver(plain)
+            else:
+                self._early += plain
+                self.lane.pause()
         if machine.may_answer:
             own = machine.own_output()
             if own and not self.lane.send(own) and self.lane.held > BATCH:
@@ -148,7 +183,7 @@ class PumpSide:
         self._finished = True
         self.lane.pause()
         if machine.inbound is Inbound.ENDED:
-            self._owner.side_ended(self.side, machine.inbound.value)
+            self._ended(machine.inbound.value)
         else:
             self._owner.side_lost(self.side, machine.inbound.value, machine.fault)
             self.lane.close()
@@ -163,11 +198,23 @@ class PumpSide:
             self._owner.side_lost(self.side, Inbound.BROKEN.value, _CUT)
             self.lane.abort()
         else:
-            self._owner.side_ended(self.side, "fin")
+            self._ended("fin")
+
+    def _ended(self, how: str) -> None:
+        if self._early is None:
+            self._owner.side_ended(self.side, how)
+            return
+        self._early_end = how
+        if not self._early:
+            self._owner.side_left(self.side, how)
 
     def broken(self) -> None:
         """See :class:`~mtlstunnel.relay.lane.LaneOwner`."""
         self._owner.side_broken(self.side)
+
+    def hung_up(self, whole: bool) -> None:
+        """See :class:`~mtlstunnel.relay.lane.LaneOwner`."""
+        self._owner.side_hung_up(self.side, whole=whole)
 
     def lost(self, how: str) -> None:
         """See :class:`~mtlstunnel.relay.lane.LaneOwner`."""
@@ -190,6 +237,8 @@ class PumpSide:
             self._resume()
 
     def _must_wait(self) -> bool:
+        if self._early is not None:
+            return True
         return self._finished or self.other.lane.held > 0 or self.lane.held > BATCH
 
     def _resume(self) -> None:

@@ -13,6 +13,11 @@ What holds, whatever the order of things:
 - A tunnel that has been idle for too long, or was idle when it became too old, is ended as if the
   client had ended in order: the upstream gets FIN, and its own end decides what the client sees.
   One that became too old in the middle of something is reset, both sides.
+- A client that ends while its upstream is dialled, and has sent nothing, is given up a moment
+  later.  One that has sent something may wait for an answer (half-close), and one that is reset is
+  gone.
+- A side that is reset while it is not read is gone at once for what is sent to it.  What it sent
+  before is still carried, for a client as long as the upstream goes on to take it.
 
 A command may make its event come before the next command is carried out, so what could be the last
 word of a side stands last, and the timer is armed before it.
@@ -67,6 +72,8 @@ class _SideState:
     """All that was held for it is sent, the end included."""
     broken: bool = False
     """Nothing can be sent to it any more."""
+    hung_up: bool = False
+    """It was reset while it was not read."""
     leaving: bool = False
     """It was commanded to close or reset."""
     gone: bool = False
@@ -86,6 +93,8 @@ class TunnelSession:
     detail: str | None = attrs.field(init=False, default=None)
     _client: _SideState = attrs.field(init=False, factory=_SideState)
     _upstream: _SideState = attrs.field(init=False, factory=_SideState)
+    _left: str | None = attrs.field(init=False, default=None)
+    """How the client ended, if it did so while dialling and had sent nothing."""
     _lingering: bool = attrs.field(init=False, default=False)
     """One side is gone in order; the other is served to its end."""
     _too_old: bool = attrs.field(init=False, default=False)
@@ -131,6 +140,13 @@ class TunnelSession:
         self.detail = detail
         return self._leave_by_reset(Side.CLIENT)
 
+    def client_left(self, how: str) -> Commands:
+        """The client has ended in order while dialling, and had sent nothing."""
+        if self.state is not State.DIALLING:
+            return []
+        self._left = how
+        return [Arm(self.limits.after_leaving)]
+
     # Relaying ---------------------------------------------------------------------------------
 
     def ended(self, side: Side, how: str) -> Commands:
@@ -175,6 +191,30 @@ class TunnelSession:
         if other.told:
             return self._linger(side.other)
         return [*self._leave_by_reset(side.other), *self._leave(side)]
+
+    def hung_up(self, side: Side, *, whole: bool) -> Commands:
+        """
+        A side was reset while it was not read.  What it sent before may still be there to read;
+        :meth:`ended` or :meth:`lost` will follow when it is read.
+
+        :param whole: whether it had ended in order before
+        """
+        if self.state is State.DIALLING:
+            self._client.end, self.detail = "reset", None
+            return [*self._give_up_client(), *self._leave(Side.CLIENT)]
+        commands = self.broken(side)
+        if whole:
+            return commands
+        self._of(side).hung_up = True
+        if side is Side.UPSTREAM:
+            return commands
+        shorter = Arm(self.limits.after_reset)
+        return [shorter if isinstance(one, Arm) else one for one in commands]
+
+    def _give_up_client(self) -> Commands:
+        self._upstream.end, self._upstream.gone = "not_connected", True
+        self.state = State.CLOSING
+        return [HangUp()]
 
     def lost(self, side: Side, how: str, detail: str | None = None) -> Commands:
         """A side's connection has failed: what it had not sent yet will never come."""
@@ -255,11 +295,20 @@ class TunnelSession:
         """
         if self.closed:
             return []
+        if self.state is State.DIALLING and self._left is not None:
+            self._client.end = self._left
+            self.detail = "the client had left before the upstream was connected"
+            return [*self._give_up_client(), *self._leave_by_reset(Side.CLIENT)]
         if self.state is State.DIALLING:
             return self._give_up_dialling(f"not connected within {self.limits.connect:g} s")
         if self._is_open():
             why = f"no byte for {self.limits.idle:g} s (--idle-timeout)"
             return self._reset_both(why) if holding else self._end_for_the_client(why)
+        if self._client.hung_up:
+            return self._cut_off(
+                "the client was reset, and the upstream took nothing of what it had sent for "
+                f"{self.limits.after_reset:g} s"
+            )
         return self._cut_off(
             f"no byte for {self.limits.half_close:g} s after one side had ended "
             "(--half-close-timeout)"
@@ -322,7 +371,7 @@ class TunnelSession:
             one = self._of(side)
             if one.gone:
                 continue
-            one.end = one.end or "timeout"
+            one.end = one.end or ("reset" if one.hung_up else "timeout")
             # Where all was said to it and it only does not hang up, closing is in order.
             in_order = one.told and one.delivered and not one.leaving
             one.leaving = True

@@ -245,7 +245,7 @@ class SocketLane(Watched):
                 return
         self.owner.drained()
 
-    def _break(self, code: int | None) -> None:
+    def _break(self, code: int | None, *, is_told: bool = True) -> None:
         if self._is_broken:
             return
         self._is_broken = True
@@ -256,8 +256,21 @@ class SocketLane(Watched):
         self._stop_writing()
         if self._resetting is not None:
             self.abort()
-        else:
+        elif is_told:
             self.owner.broken()
+
+    def hung_up(self) -> None:
+        """See :meth:`Watched.hung_up`."""
+        if self._closed or self._is_broken:
+            return
+        code = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code == 0 and self._ending:
+            # The peer's FIN and ours.
+            return
+        # A unix socket without an error was closed by its peer, in order.
+        self._break(code or errno.EPIPE, is_told=False)
+        if self._resetting is None:
+            self.owner.hung_up(whole=self._failure is None)
 
     # Ending -----------------------------------------------------------------------------------
 

@@ -191,6 +191,11 @@ class SocketTransport(Watched, BareTransport):
             elif self._ending:
                 self._end()
 
+    def hung_up(self) -> None:
+        """The client was reset while its reading is paused; two FINs are none."""
+        if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.connectionLost(_LOST)
+
     def _end(self) -> None:
         try:
             self._socket.shutdown(socket.SHUT_WR)

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mtlstunnel.relay.lane import MOST_DROPPED, NOBODY, Acknowledgement, LaneOwner
+from mtlstunnel.relay.poller import HangUpLook
 
 
 @implementer(IPullProducer)
@@ -65,6 +66,8 @@ class TransportLane:
         self._early: deque[bytes] = deque()
         self._early_end: Failure | str | None = None
         self._paused = True
+        self._look: HangUpLook | None = None
+        self._has_hung_up = False
         self._produces = False
         self._full = False
         self._at_end = False
@@ -88,12 +91,28 @@ class TransportLane:
         if not self._paused:
             self._paused = True
             self._transport.pauseProducing()
+            under = self._under()
+            if under is not None and not (self._closed or self._at_end):
+                self._look = HangUpLook(self._clock, under.fileno(), self._hung_up)
+
+    def _hung_up(self) -> None:
+        # Reading on the transport finds out.  What it still delivers is no more than the system
+        # holds, and waits for its turn.
+        self._look = None
+        self._has_hung_up = True
+        self._transport.resumeProducing()
+
+    def _look_no_more(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
 
     def resume(self) -> None:
         """See :meth:`Lane.resume`."""
         if not self._paused or self._resetting:
             return
         self._paused = False
+        self._look_no_more()
         # What a transport still delivered after it was paused comes first, and in order.
         while self._early and not self._paused:
             self.owner.received(memoryview(self._early.popleft()))
@@ -128,6 +147,9 @@ class TransportLane:
             return
         if self._paused:
             self._early_end = "fin"
+            if self._has_hung_up and not self._ending:
+                # A unix socket whose peer has closed both directions.
+                self.owner.hung_up(whole=True)
         else:
             self.owner.ended()
 
@@ -136,12 +158,14 @@ class TransportLane:
         if self._closed:
             return
         self._closed = True
+        self._look_no_more()
         if self._acknowledgement is not None:
             self._acknowledgement.cancel()
         if self._leaving or self._resetting:
             self.owner.gone()
         elif self._paused and self._early:
             self._early_end = reason
+            self.owner.hung_up(whole=bool(reason.check(ConnectionDone)))
         else:
             self._lost(reason)
 
@@ -246,6 +270,7 @@ class TransportLane:
             return
         self._resetting = True
         self._early.clear()
+        self._look_no_more()
         if self._paused and not self._at_end:
             self._paused = False
             self._transport.resumeProducing()
@@ -278,6 +303,7 @@ class TransportLane:
         self._produce_no_more()
         self._leaving = True
         # A transport that does not read does not see that the peer hangs up.
+        self._look_no_more()
         if self._paused and not self._at_end:
             self._paused = False
             self._transport.resumeProducing()

@@ -37,7 +37,7 @@ from mtlstunnel.relay.keepalive import ClosedWindows, Keepalive
 from mtlstunnel.relay.lanes import make_lane
 from mtlstunnel.relay.poller import Watcher, watcher_of
 from mtlstunnel.relay.pump import PumpSide
-from mtlstunnel.relay.session import TunnelSession
+from mtlstunnel.relay.session import State, TunnelSession
 from mtlstunnel.relay.shrinker import Shrinker, allocator_trim
 from mtlstunnel.relay.upstream import UpstreamFactory, UpstreamProtocol
 from mtlstunnel.timers import Timer, TimerWheel
@@ -105,9 +105,9 @@ class Tunnel(Protocol):
             factory.reactor.callLater,
         )
         factory.live.add(self)
-        # As long as there is a connection to the upstream, too.
-        session.place.hold()
         self._do(self._session.start())
+        if self._session.state is State.DIALLING:
+            self._side(Side.CLIENT).start_early()
 
     def stop(self) -> None:
         """Cut everything off."""
@@ -230,6 +230,16 @@ class Tunnel(Protocol):
         """See :class:`~mtlstunnel.relay.pump.PumpOwner`."""
         self._do(self._session.broken(side))
 
+    def side_hung_up(self, side: Side, *, whole: bool) -> None:
+        """See :class:`~mtlstunnel.relay.pump.PumpOwner`."""
+        if side is Side.CLIENT:
+            self._established.place.free()
+        self._do(self._session.hung_up(side, whole=whole))
+
+    def side_left(self, side: Side, how: str) -> None:
+        """See :class:`~mtlstunnel.relay.pump.PumpOwner`."""
+        self._do(self._session.client_left(how))
+
     def side_lost(self, side: Side, how: str, detail: str | None) -> None:
         """See :class:`~mtlstunnel.relay.pump.PumpOwner`."""
         self._do(self._session.lost(side, how, detail))
@@ -329,14 +339,12 @@ class Tunnel(Protocol):
         for side in self._sides():
             factory.windows.discard(side.lane.socket)
             side.let_go()
-        place = self._established.place
         self._client = self._upstream = self._upstream_protocol = None
         del self._machine, self._established
         try:
             factory.events(event)
         except Exception:
             _log.failure("the end of a connection could not be told: {event}", event=event)
-        place.leave()
 
 
 if TYPE_CHECKING:

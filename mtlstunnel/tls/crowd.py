@@ -33,21 +33,20 @@ class Place:
     """
     One client that is in, or that waits to come in.
 
-    It is given back when everyone who holds it has left: the door does when the client's connection
-    is gone, and who took the session over may hold it for longer.
+    It is given back when the client's connection is gone.
 
     :ivar client: whose it is, where that is counted
     :ivar is_in: whether it waits no more
     """
 
-    __slots__ = ("_crowd", "_enter", "_holders", "client", "is_in")
+    __slots__ = ("_crowd", "_enter", "_is_given_back", "client", "is_in")
 
     def __init__(self, crowd: Crowd, client: str | None, enter: Callable[[], None]) -> None:
         self.is_in = False
         self.client = client
         self._crowd = crowd
         self._enter = enter
-        self._holders = 1
+        self._is_given_back = False
 
     def ask(self) -> None:
         """Come in, now or when it is its turn."""
@@ -58,14 +57,10 @@ class Place:
         self.is_in = True
         self._enter()
 
-    def hold(self) -> None:
-        """Keep it until one more :meth:`leave`."""
-        self._holders += 1
-
-    def leave(self) -> None:
-        """Hold it no more."""
-        self._holders -= 1
-        if self._holders == 0:
+    def free(self) -> None:
+        """Give it back, once."""
+        if not self._is_given_back:
+            self._is_given_back = True
             self._enter = _nobody_cares
             self._crowd.left(self)
 
@@ -75,7 +70,7 @@ class Crowd:
     """
     All connections of one service, over all its listeners.
 
-    *In* is who was let in, until the connection and its upstream are gone; handshakes do not count,
+    *In* is who was let in, until the connection is gone; handshakes do not count,
     so that nobody without a certificate can take a place.  Where all places are taken, who finishes
     a handshake waits, with the transport's reading paused, and comes in when it is its turn.
 

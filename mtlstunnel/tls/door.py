@@ -363,7 +363,7 @@ class DoorProtocol(TLSMemoryBIOProtocol):
         place, self._place = self._place, None
         self._lost(handshake, place, reason)
         if place is not None:
-            place.leave()
+            place.free()
 
     def _lost(self, handshake: Handshake | None, place: Place | None, reason: Failure) -> None:
         if self._session is not None:

@@ -67,8 +67,7 @@ class EstablishedSession:
     :ivar transport: the client's own transport; its reading is paused
     :ivar identity: who the client is; None where nobody vouches for it
     :ivar flushed: whether the transport is known to have nothing left to write
-    :ivar place: what counts the client as being in, until its transport is gone; to be held by one
-        who has still something to do for it then
+    :ivar place: what counts the client as being in, until its transport is gone or it is freed
     :ivar resumed: whether the client went on from a ticket, and was judged again
     :ivar addresses: says where the client is and what it connected to; the transport does where
         None

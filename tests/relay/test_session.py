@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from twisted.trial import unittest
 
-from mtlstunnel.limits import TimeLimits
+from mtlstunnel.limits import LEFT_SECONDS, RESET_SECONDS, TimeLimits
 from mtlstunnel.relay.commands import (
     Abort,
     Arm,
@@ -165,6 +165,49 @@ class Dialling(unittest.SynchronousTestCase):
         self.assertEqual(session.ended(C, "fin"), [])
         self.assertEqual(session.broken(C), [])
         self.assertEqual(session.gone(C), [HangUp(), *OVER])
+
+
+class Leaving(unittest.SynchronousTestCase):
+    """A client goes while its upstream is dialled, or while it is not read."""
+
+    def test_a_client_that_is_reset_while_dialling_is_given_up_at_once(self) -> None:
+        session = dialling()
+        self.assertEqual(session.hung_up(C, whole=False), [HangUp(), Abort(C)])
+        self.assertEqual(session.gone(C), OVER)
+        self.assertEqual((session.end_of(C), session.end_of(U)), ("reset", "not_connected"))
+
+    def test_a_client_that_ends_without_a_byte_while_dialling_is_given_up_soon(self) -> None:
+        session = dialling()
+        self.assertEqual(session.client_left("close_notify"), [Arm(LEFT_SECONDS)])
+        self.assertEqual(session.timed_out(holding=False), [HangUp(), WAIT, Reset(C)])
+        self.assertEqual(session.gone(C), OVER)
+        self.assertEqual((session.end_of(C), session.end_of(U)), ("close_notify", "not_connected"))
+        self.assertIn("had left", session.detail or "")
+
+    def test_an_upstream_that_comes_soon_enough_answers_it(self) -> None:
+        session = dialling()
+        session.client_left("fin")
+        self.assertEqual(session.upstream_ready(), [Disarm(), Relay()])
+        self.assertEqual(session.ended(C, "fin"), [WAIT, End(U)])
+
+    def test_a_reset_client_that_is_not_read_is_not_waited_for_long(self) -> None:
+        session = relaying()
+        commands = session.hung_up(C, whole=False)
+        self.assertEqual(commands, [Arm(RESET_SECONDS), StopReading(U)])
+        self.assertEqual(session.timed_out(holding=True), [WAIT, Abort(C), Abort(U)])
+        self.assertEqual((session.end_of(C), session.end_of(U)), ("reset", "timeout"))
+        self.assertIn("took nothing", session.detail or "")
+
+    def test_what_it_sent_before_goes_first_where_the_upstream_takes_it(self) -> None:
+        session = relaying()
+        session.hung_up(C, whole=False)
+        self.assertEqual(session.lost(C, "reset"), [WAIT, Reset(U)])
+
+    def test_a_client_that_had_ended_before_its_reset_or_an_upstream_gets_the_usual_time(
+        self,
+    ) -> None:
+        self.assertEqual(relaying().hung_up(C, whole=True), [WAIT, StopReading(U)])
+        self.assertEqual(relaying().hung_up(U, whole=False), [WAIT, StopReading(C)])
 
 
 class Resets(unittest.SynchronousTestCase):
@@ -512,6 +555,7 @@ class Model:
         self.ages = False
         self.times_expired = 0
         self.dialling = False
+        self.left = False
         self.finished = 0
         self.todo: deque[Command] = deque()
         self.doing = False
@@ -595,9 +639,12 @@ class Model:
             case Relay():
                 for lane in self.lanes.values():
                     lane.reading = True
+                if self.left:
+                    self.peer_ends(C)
             case Arm(seconds):
                 assert not self.finished, "armed after the end"
-                assert seconds in (CONNECT, HALF_CLOSE, self.limits.idle)
+                known = (CONNECT, HALF_CLOSE, self.limits.idle, LEFT_SECONDS, RESET_SECONDS)
+                assert seconds in known
                 self.armed = True
             case Expire(seconds):
                 assert not self.finished, "lives on after the end"
@@ -663,6 +710,18 @@ class Model:
         else:
             self.tell("broken", side)
 
+    def hangs_up_unread(self, side: Side, *, whole: bool) -> None:
+        """A reset that is seen while the side is not read."""
+        lane = self.lanes[side]
+        if lane.closed or lane.broken or lane.leaving:
+            return
+        lane.broken = True
+        self.tell("hung_up", side, whole=whole)
+
+    def leaves_in_order_while_dialling(self) -> None:
+        self.left = True
+        self.tell("client_left", "fin")
+
     def drain(self, side: Side) -> None:
         lane = self.lanes[side]
         if lane.ending and not (lane.broken or lane.closed or lane.delivered):
@@ -707,7 +766,12 @@ class Model:
     def possible(self) -> list[Callable[[], None]]:
         session = self.session
         if session.state is State.DIALLING:
-            happens: list[Callable[[], None]] = [self.leaves_while_dialling]
+            happens: list[Callable[[], None]] = [
+                self.leaves_while_dialling,
+                lambda: self.hangs_up_unread(C, whole=False),
+            ]
+            if not self.left:
+                happens.append(self.leaves_in_order_while_dialling)
             if self.dialling:
                 happens += [self.dial_ends, self.dial_ends, self.dial_ends]
             if self.ages:
@@ -721,6 +785,8 @@ class Model:
                 continue
             happens.append(lambda side=side: self.peer_resets(side))
             happens.append(lambda side=side: self.breaks(side))
+            whole = lane.ended or not self.choose(4)
+            happens.append(lambda side=side, whole=whole: self.hangs_up_unread(side, whole=whole))
             if lane.reading and not lane.ended:
                 happens.append(lambda side=side: self.peer_ends(side))
                 happens.append(lambda side=side: self.hangs_up(side))

@@ -60,7 +60,7 @@ class Places(CrowdTestCase):
         places = [self.come(crowd, str(number)) for number in range(1000)]
         self.assertEqual(len(self.came), 1000)
         for place in places:
-            place.leave()
+            place.free()
         self.assertEqual(self.told, [])
 
     def test_the_last_place_stops_the_accepting_and_a_free_one_begins_it_again(self) -> None:
@@ -69,7 +69,7 @@ class Places(CrowdTestCase):
         self.assertEqual(self.told, [])
         self.come(crowd, "b")
         self.assertEqual(self.told, ["full"])
-        first.leave()
+        first.free()
         self.assertEqual(self.told, ["full", "room"])
 
     def test_who_comes_when_all_are_taken_waits_and_comes_in_in_order(self) -> None:
@@ -78,7 +78,7 @@ class Places(CrowdTestCase):
         second, third = self.come(crowd, "b"), self.come(crowd, "c")
         self.assertEqual(self.came, ["a"])
         self.assertEqual((second.is_in, third.is_in, crowd.waiting), (False, False, 2))
-        inside.leave()
+        inside.free()
         self.assertEqual(self.came, ["a", "b"])
         self.assertEqual((second.is_in, third.is_in, crowd.waiting), (True, False, 1))
         # Nobody new is accepted while somebody waits.
@@ -87,19 +87,18 @@ class Places(CrowdTestCase):
     def test_who_leaves_while_waiting_takes_no_place(self) -> None:
         crowd = self.crowd(connections=1)
         inside = self.come(crowd, "a")
-        self.come(crowd, "b").leave()
+        self.come(crowd, "b").free()
         self.come(crowd, "c")
-        inside.leave()
+        inside.free()
         self.assertEqual(self.came, ["a", "c"])
 
-    def test_a_place_is_free_when_everyone_who_holds_it_has_left(self) -> None:
+    def test_a_place_is_given_back_once(self) -> None:
         crowd = self.crowd(connections=1)
         place = self.come(crowd, "a")
-        place.hold()
         self.come(crowd, "b")
-        place.leave()
-        self.assertEqual(self.came, ["a"])
-        place.leave()
+        self.come(crowd, "c")
+        place.free()
+        place.free()
         self.assertEqual(self.came, ["a", "b"])
 
     def test_thousands_that_are_gone_as_they_come_in_do_not_come_one_in_another(self) -> None:
@@ -107,10 +106,10 @@ class Places(CrowdTestCase):
         inside = self.come(crowd, "a")
         places: list[Place] = []
         for number in range(5000):
-            place = crowd.place(None, lambda number=number: places[number].leave())
+            place = crowd.place(None, lambda number=number: places[number].free())
             places.append(place)
             place.ask()
-        inside.leave()
+        inside.free()
         self.assertEqual(crowd.waiting, 0)
         self.come(crowd, "last")
         self.assertEqual(self.came, ["a", "last"])
@@ -120,7 +119,7 @@ class Places(CrowdTestCase):
         place = crowd.place(None, lambda: 1 // 0)
         self.assertRaises(ZeroDivisionError, place.ask)
         self.assertEqual(self.told, ["full"])
-        place.leave()
+        place.free()
         self.assertEqual(self.told, ["full", "room"])
         self.come(crowd, "next")
         self.assertEqual(self.came, ["next"])
@@ -142,34 +141,27 @@ class Places(CrowdTestCase):
             full=lambda: switch(False),
             has_room=lambda: switch(True),
         )
-        here: list[tuple[Place, list[int]]] = []
+        here: list[Place] = []
         clients = [who("alice"), who("bob"), None]
         for what, number in life:
             if what < 2:
                 client = clients[number % 3]
                 if client is not None and crowd.objection(client) is not None:
                     continue
-                holders = [1]
                 place = crowd.place(client, lambda: None)
-                here.append((place, holders))
+                here.append(place)
                 place.ask()
             elif here:
-                place, holders = here[number % len(here)]
-                if what == 2 and holders[0] < 3:
-                    place.hold()
-                    holders[0] += 1
-                else:
-                    place.leave()
-                    holders[0] -= 1
-                    if not holders[0]:
-                        here.remove((place, holders))
-            inside = sum(place.is_in for place, _ in here)
+                place = here.pop(number % len(here))
+                place.free()
+                if what == 2:
+                    place.free()
+            inside = sum(place.is_in for place in here)
             self.assertEqual(inside, min(most, len(here)))
             self.assertEqual(crowd.waiting, len(here) - inside)
             self.assertEqual(accepting, inside < most)
-        for place, holders in here:
-            for _ in range(holders[0]):
-                place.leave()
+        for place in here:
+            place.free()
         self.assertTrue(accepting)
         for client in clients[:2]:
             assert client is not None
@@ -202,7 +194,7 @@ class Clients(CrowdTestCase):
         )
         self.assertEqual(refused.identity, who())
         self.assertIsNone(crowd.objection(who("bob")))
-        place.leave()
+        place.free()
         self.assertIsNone(crowd.objection(who()))
 
     def test_one_is_told_in_the_singular(self) -> None:
@@ -217,7 +209,7 @@ class Clients(CrowdTestCase):
         self.come(crowd, "a", who("bob"))
         waiting = self.come(crowd, "b", who())
         self.assertIsNotNone(crowd.objection(who()))
-        waiting.leave()
+        waiting.free()
         self.assertIsNone(crowd.objection(who()))
 
     def test_what_a_client_has_open_elsewhere_counts_too(self) -> None:
@@ -229,7 +221,7 @@ class Clients(CrowdTestCase):
         assert refused is not None
         self.assertTrue(refused.detail.startswith("3 connections are open"), refused.detail)
         self.assertIsNone(crowd.objection(who("bob")))
-        place.leave()
+        place.free()
         self.assertIsNone(crowd.objection(who()))
         self.come(crowd, "a", who())
         crowd.client_elsewhere(who().spki_sha256, 0)
@@ -242,7 +234,7 @@ class Clients(CrowdTestCase):
         places = [self.come(crowd, name, who()) for name in "ab"]
         self.come(crowd, "c", None)
         for place in places:
-            place.leave()
+            place.free()
         key = who().spki_sha256
         self.assertEqual(told, [(key, 1), (key, 2), (key, 1), (key, 0)])
 
