@@ -150,9 +150,26 @@ class UpstreamFactory(ProxyClientFactory):
 
 
 def cause_of(reason: Failure) -> Failure:
-    """Return the failure inside of another, where Twisted gave one to an error as its text."""
-    inner = getattr(reason.value, "args", ())[:1]
-    return inner[0] if inner and isinstance(inner[0], Failure) else reason
+    """Return the innermost failure, where Twisted gave one to an error as its text or value."""
+    for _ in range(_DEEPEST):
+        held = (*getattr(reason.value, "args", ()), getattr(reason.value, "subFailure", None))
+        inner = next((one for one in held if isinstance(one, Failure)), None)
+        if inner is None:
+            break
+        reason = inner
+    return reason
+
+
+_DEEPEST = 8
+"""Failures inside of each other that are looked through."""
+
+
+def _said(value: BaseException | None) -> str:
+    """Return what an exception says, as one line without the traceback of another."""
+    text = str(value)
+    if "Failure instance" in text or "Traceback" in text:
+        return type(value).__name__
+    return escape(text)
 
 
 def errno_of(reason: Failure) -> int | None:
@@ -208,7 +225,7 @@ def explain_failure(reason: Failure) -> tuple[str, str]:
         )
     if code == errno.ECONNRESET:
         # It came before connect() was looked at again.
-        return "reset", escape(str(reason.value))
+        return "reset", _said(reason.value)
     if reason.check(ConnectedToItselfError):
         return "refused", (
             "nothing listens there, so the connection reached itself; start the upstream, and keep "
@@ -218,10 +235,10 @@ def explain_failure(reason: Failure) -> tuple[str, str]:
         return _REMEDIES[code]
     for kind, word in _FAILURES:
         if reason.check(kind):
-            return word, escape(str(reason.value))
+            return word, _said(reason.value)
     value = reason.value
     name = type(value).__name__
     if name in ("VerificationError", "CertificateError") or "SSL" in type(value).__module__:
-        said = escape(str(value) or name)
+        said = _said(value) or name
         return "tls_error", f"the upstream's TLS is not to be trusted: {said}"
-    return "failed", escape(f"{name}: {value}")
+    return "failed", f"{name}: {_said(value)}"

@@ -9,7 +9,7 @@ from typing import Any
 from OpenSSL import SSL, crypto
 from service_identity import VerificationError
 from twisted.internet import error, reactor
-from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks
+from twisted.internet.defer import CancelledError, Deferred, FirstError, inlineCallbacks
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.ssl import CertificateOptions
@@ -87,6 +87,34 @@ class Words(SynchronousTestCase):
         how, detail = explain_failure(Failure(error.ConnectError(string=inner)))
         self.assertEqual(how, "reset")
         self.assertNotIn("Failure instance", detail)
+
+    def test_no_error_of_twisteds_shows_a_failure_or_a_traceback(self) -> None:
+        kinds = [
+            one
+            for one in [*vars(error).values(), FirstError, SSL.Error, OSError, VerificationError]
+            if isinstance(one, type) and issubclass(one, Exception)
+        ]
+        self.assertGreater(len(kinds), 20)
+        shown = 0
+        try:
+            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+        except ConnectionResetError:
+            inner: Any = Failure()
+        for kind in kinds:
+            for held in (inner, Failure(error.ConnectError(string=inner)), inner.getTraceback()):
+                for arguments in ((held,), (None, held), (held, 0), (None, None, held), ([held],)):
+                    try:
+                        why = kind(*arguments)
+                        str(why)
+                    except Exception:
+                        # It is not made of such a thing.
+                        continue
+                    how, detail = explain_failure(Failure(why))
+                    shown += 1
+                    self.assertNotIn("Failure instance", detail, kind)
+                    self.assertNotIn("Traceback", detail, kind)
+                    self.assertTrue(how and detail.isprintable(), (kind, detail))
+        self.assertGreater(shown, 100)
 
     def test_what_others_say_cannot_write_in_our_log(self) -> None:
         for kind in (OSError, error.DNSLookupError):

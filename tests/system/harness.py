@@ -261,6 +261,9 @@ class Tunnel:
         for event in self.events:
             if wrong := problems(event):
                 raise AssertionError(f"{wrong} in {event}")
+            detail = event.get("detail") or ""
+            if "Failure instance" in detail or "Traceback" in detail:
+                raise AssertionError(f"an error that is not worded in {event}")
         # An event may well say of a certificate that it has a critical extension.
         told = "\n".join(line for line in self.log if not line.startswith('{"ts"'))
         for word in ("Traceback", "Unhandled", "Error]", "critical"):
