@@ -12,6 +12,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import inlineCallbacks
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.threads import deferToThread
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.resource import Resource
@@ -34,11 +35,20 @@ from mtlstunnel import (
 )
 from mtlstunnel.errors import ListenError, SettingsError
 from mtlstunnel.events import Event, RefusedClient
+from mtlstunnel.settings import StartTLS
+from mtlstunnel.tls.plain_protocols import SSL_REQUEST
 from mtlstunnel.trust.reasons import Reason
 from tests import crls, pki
 from tests.relay.sockets import Peer, Steps, lanes_in_reactor, until
 from tests.relay.test_tunnel import TLSPeer
 from tests.tls.memory import CA, TLS_1_2, TLS_1_3, VERSIONS
+
+
+def answer_to_ssl_request(address: tuple[str, int]) -> bytes:
+    """What the door says to PostgreSQL's SSLRequest."""
+    with socket.create_connection(address, 30) as sock:
+        sock.sendall(SSL_REQUEST)
+        return sock.recv(1)
 
 
 class Greeter(Protocol):
@@ -205,6 +215,12 @@ class TheFactory(Files):
         ):
             with self.assertRaises(MtlstunnelError):
                 door_factory(wrapped, reactor, **options)  # type: ignore[arg-type]
+
+    @inlineCallbacks
+    def test_starttls_is_answered(self) -> Steps:
+        address = self.listen(Factory.forProtocol(Greeter), starttls=StartTLS.POSTGRESQL)
+        answer = yield deferToThread(answer_to_ssl_request, address)
+        self.assertEqual(answer, b"S")
 
     @inlineCallbacks
     def test_crls_are_heard_and_their_notes_logged(self) -> Steps:
@@ -402,6 +418,26 @@ class TheEndpoint(Files):
         both = self.folder / "both.pem"
         both.write_bytes(self.cert.read_bytes() + self.key.read_bytes())
         yield self.greets(self.string("0", cert=str(both), key="", interface="127.0.0.1"))
+
+    @inlineCallbacks
+    def test_starttls_and_alpn(self) -> Steps:
+        text = self.string("0", interface="127.0.0.1", starttls="postgresql", alpn="h2,postgresql")
+        endpoint = serverFromString(reactor, text)
+        assert isinstance(endpoint, DoorEndpoint)
+        self.assertEqual(endpoint.options["alpn"], ("h2", "postgresql"))
+        port = yield endpoint.listen(Factory.forProtocol(Greeter))
+        try:
+            address = ("127.0.0.1", port.getHost().port)
+            self.assertEqual((yield deferToThread(answer_to_ssl_request, address)), b"S")
+        finally:
+            yield port.stopListening()
+
+    def test_a_wrong_word_for_starttls(self) -> None:
+        for options in ({"starttls": "mysql"}, {"alpn": "h2,h2"}):
+            with self.assertRaisesRegex(
+                SettingsError, "mtls: endpoint: (starttls|alpn).*(mysql|h2)"
+            ):
+                serverFromString(reactor, self.string("0", **options))
 
     @inlineCallbacks
     def test_several_files_of_cas(self) -> Steps:
