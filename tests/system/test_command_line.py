@@ -118,6 +118,10 @@ class MistakesTests(CommandLineTestCase):
                     hidden("--proxy-protocol", "v3"),
                     r"--proxy-protocol .?v3.?: give off or v1 or v2 or v2-tls or v2-cert",
                 ),
+                "unknown plain protocol": (
+                    hidden("--starttls", "mysql"),
+                    r"--starttls .?mysql.?: give postgresql",
+                ),
                 "old version": (
                     hidden("--min-version", "1.1"),
                     r"--min-version .?1\.1.?: give 1\.2",
