@@ -38,6 +38,9 @@ class PumpOwner(Protocol):
     def side_delivered(self, side: Side) -> None:
         """All that was held for a side is sent, and the end it was told, too."""
 
+    def side_dropped(self, side: Side) -> None:
+        """Bytes came from a side that is only read to its end."""
+
     def side_gone(self, side: Side) -> None:
         """A side's connection is closed as it was asked for."""
 
@@ -135,7 +138,9 @@ class PumpSide:
             return
         if machine is not None:
             self._decrypt(machine, data)
-        elif not self._discarding:
+        elif self._discarding:
+            self._owner.side_dropped(self.side)
+        else:
             self.received_bytes += len(data)
             self.other.deliver(data)
 
@@ -159,6 +164,8 @@ class PumpSide:
             self._on_bytes(machine)
         if machine.inbound is not Inbound.OPEN:
             self._session_over(machine)
+        elif size and self._discarding:
+            self._owner.side_dropped(self.side)
         elif machine.rest:
             self.lane.pause()
             self._wait_for_turn()

@@ -7,6 +7,7 @@ What holds, whatever the order of things:
 - The client gets close_notify if, and only if, the upstream ended in order.
 - A side that was reset, or ended in an error, makes the other be reset: truncation shows.  A FIN in
   the middle of a TLS record is an error; one between two records is an end.
+- A client that writes to an upstream that is gone is reset, also after close_notify.
 - Nobody is waited for longer than a named time-out: ``connect`` for the upstream, ``half_close``
   without a byte once a side has ended or can be sent nothing any more, ``idle`` without a byte
   before that where it is set.
@@ -166,6 +167,8 @@ class TunnelSession:
         else:
             self.state = _HALF_CLOSED[side]
         commands: Commands = [Arm(self.limits.half_close), End(side.other)]
+        if this.broken and side is Side.UPSTREAM and other.end is None:
+            return [*commands, *self._leave_by_reset(side.other), *self._leave(side)]
         return commands + self._linger(side.other) if this.broken else commands
 
     def delivered(self, side: Side) -> Commands:
@@ -188,8 +191,9 @@ class TunnelSession:
             return self._leave(side)
         if this.end is None:
             return [Arm(self.limits.half_close), StopReading(side.other)]
-        if other.told:
+        if other.told and not (side is Side.UPSTREAM and other.end is None):
             return self._linger(side.other)
+        # A client that may still write learns after all it is owed that its bytes are lost.
         return [*self._leave_by_reset(side.other), *self._leave(side)]
 
     def hung_up(self, side: Side, *, whole: bool) -> Commands:
@@ -229,14 +233,22 @@ class TunnelSession:
             return [HangUp(), *self._finish_if_gone()]
         if other.gone or other.leaving:
             return self._finish_if_gone()
-        if this.orderly and other.told:
+        if this.orderly and other.told and not (side is Side.UPSTREAM and other.end is None):
             return self._linger(side.other)
         return self._leave_by_reset(side.other)
+
+    def dropped(self, side: Side) -> Commands:
+        """What a side sent was dropped: the other is gone, and the side was told its end."""
+        if side is Side.UPSTREAM or not self._lingering or self.closed:
+            return []
+        return self._leave_by_reset(side)
 
     # Closing ----------------------------------------------------------------------------------
 
     def _linger(self, side: Side) -> Commands:
-        """Serve ``side`` to the end of what is held for it, and let it hang up by itself."""
+        """
+        Serve ``side`` to the end of what is held for it, and let it hang up by itself.
+        """
         self._lingering = True
         self.state = State.CLOSING
         commands: Commands = [Arm(self.limits.half_close)]
@@ -276,7 +288,13 @@ class TunnelSession:
         """A side's connection is closed: as it was commanded, or, while dialling, by itself."""
         if self.state is State.DIALLING and side is Side.CLIENT:
             return self.lost(side, "fin")
-        self._of(side).gone = True
+        this, other = self._of(side), self._of(side.other)
+        hung_up = not (this.gone or this.leaving or this.broken)
+        this.gone = True
+        if hung_up and this.orderly and other.told and not (other.gone or other.leaving):
+            # A transport that closes both directions at once; no byte of the other's is lost yet.
+            this.broken = True
+            return self._linger(side.other)
         return self._finish_if_gone()
 
     def _finish_if_gone(self) -> Commands:

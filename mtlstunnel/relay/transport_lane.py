@@ -175,7 +175,6 @@ class TransportLane:
                 # A transport that cannot be half closed: this is the end of both directions.
                 self._at_end = True
                 self.owner.ended()
-            self.owner.broken()
             self.owner.gone()
         else:
             self.owner.lost("reset")

@@ -248,6 +248,10 @@ class Tunnel(Protocol):
         """See :class:`~mtlstunnel.relay.pump.PumpOwner`."""
         self._do(self._session.delivered(side))
 
+    def side_dropped(self, side: Side) -> None:
+        """See :class:`~mtlstunnel.relay.pump.PumpOwner`."""
+        self._do(self._session.dropped(side))
+
     def side_gone(self, side: Side) -> None:
         """See :class:`~mtlstunnel.relay.pump.PumpOwner`."""
         self._do(self._session.gone(side))

@@ -223,8 +223,8 @@ def explain_failure(reason: Failure) -> tuple[str, str]:
             f"no descriptor is left for a connection to the upstream ({errno.errorcode[code]}); "
             "raise the limit on open files (ulimit -n, LimitNOFILE=)"
         )
-    if code == errno.ECONNRESET:
-        # It came before connect() was looked at again.
+    if code in (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED):
+        # It came before connect() was looked at again; the last two where a FIN came before it.
         return "reset", _said(reason.value)
     if reason.check(ConnectedToItselfError):
         return "refused", (

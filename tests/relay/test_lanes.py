@@ -1019,7 +1019,7 @@ class TransportLaneInMemory(SynchronousTestCase):
         self.transport.arrive(None)
         self.settle()
         self.assertEqual(self.owner.data, b"bye")
-        self.assertEqual(self.owner.told, ["ended", "broken", "gone"])
+        self.assertEqual(self.owner.told, ["ended", "gone"])
 
     def test_a_reset_is_a_reset(self) -> None:
         self.lane.start()

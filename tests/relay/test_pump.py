@@ -523,12 +523,24 @@ class Ending(TunnelTestCase):
         rig.back.arrive(None)
         rig.settle()
         self.assertTrue(rig.client.ended)
-        # It keeps TCP open, and says something that nobody is there for.
-        rig.settle(rig.client.write(b"too late"))
+        # It keeps TCP open.
         rig.settle(rig.client.close_notify())
         self.assertEqual(self.ends(rig), ("close_notify", "fin"))
-        self.assertEqual(rig.closed.bytes_in, 0)
         self.assertFalse(rig.wire.aborted)
+        self.assert_over(rig)
+
+    def test_a_client_that_writes_after_such_an_end_is_reset(self) -> None:
+        rig = Rig()
+        rig.come_in(connect=False)
+        rig.attempt.connect(half_close=False)
+        rig.settle()
+        rig.back.arrive(None)
+        rig.settle()
+        self.assertTrue(rig.client.ended)
+        rig.settle(rig.client.write(b"too late"))
+        self.assertEqual(self.ends(rig), ("aborted", "fin"))
+        self.assertEqual(rig.closed.bytes_in, 0)
+        self.assertTrue(rig.wire.aborted)
         self.assert_over(rig)
 
     def test_a_sink_that_fails_at_the_end_leaves_nothing_behind(self) -> None:

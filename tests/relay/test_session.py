@@ -231,14 +231,20 @@ class Resets(unittest.SynchronousTestCase):
         session = half_closed(U)
         self.assertEqual(session.lost(C, "reset"), [WAIT, Reset(U)])
 
-    def test_a_reset_after_an_orderly_end_still_serves_the_other_to_its_end(self) -> None:
-        for side in Side:
-            session = half_closed(side, delivered=False)
-            self.assertEqual(session.lost(side, "reset"), [WAIT, Discard(side.other)])
-            self.assertEqual(session.end_of(side), "fin")
-            self.assertEqual(session.delivered(side.other), [])
-            self.assertEqual(session.ended(side.other, "fin"), [Close(side.other)])
-            self.assertEqual(session.gone(side.other), OVER)
+    def test_a_reset_after_an_orderly_end_still_serves_the_upstream_to_its_end(self) -> None:
+        session = half_closed(C, delivered=False)
+        self.assertEqual(session.lost(C, "reset"), [WAIT, Discard(U)])
+        self.assertEqual(session.end_of(C), "fin")
+        self.assertEqual(session.dropped(U), [])
+        self.assertEqual(session.delivered(U), [])
+        self.assertEqual(session.ended(U, "fin"), [Close(U)])
+        self.assertEqual(session.gone(U), OVER)
+
+    def test_a_client_that_wrote_to_an_upstream_that_is_gone_is_reset(self) -> None:
+        session = half_closed(U, delivered=False)
+        self.assertEqual(session.lost(U, "reset"), [WAIT, Reset(C)])
+        self.assertEqual((session.end_of(C), session.end_of(U)), ("aborted", "fin"))
+        self.assertEqual(session.gone(C), OVER)
 
     def test_a_reset_when_all_is_said_closes_the_other_when_all_is_sent(self) -> None:
         session = half_closed(C)
@@ -288,16 +294,22 @@ class Broken(unittest.SynchronousTestCase):
             self.assertEqual(session.broken(side), [])
 
     def test_broken_and_then_ended_delivers_what_it_sent(self) -> None:
-        for side in Side:
-            other = side.other
-            session = relaying()
-            session.broken(side)
-            commands = session.ended(side, "fin")
-            self.assertEqual(commands, [WAIT, End(other), WAIT, Discard(other), Abort(side)])
-            self.assertEqual(session.gone(side), [])
-            self.assertEqual(session.delivered(other), [])
-            self.assertEqual(session.ended(other, "fin"), [Close(other)])
-            self.assertEqual(session.gone(other), OVER)
+        session = relaying()
+        session.broken(C)
+        self.assertEqual(session.ended(C, "fin"), [WAIT, End(U), WAIT, Discard(U), Abort(C)])
+        self.assertEqual(session.gone(C), [])
+        self.assertEqual(session.delivered(U), [])
+        self.assertEqual(session.ended(U, "fin"), [Close(U)])
+        self.assertEqual(session.gone(U), OVER)
+
+    def test_an_upstream_that_broke_and_then_ended_resets_the_client_after_what_it_sent(
+        self,
+    ) -> None:
+        session = relaying()
+        session.broken(U)
+        self.assertEqual(session.ended(U, "fin"), [WAIT, End(C), WAIT, Reset(C), Abort(U)])
+        self.assertEqual(session.gone(U), [])
+        self.assertEqual(session.gone(C), OVER)
 
     def test_broken_and_then_lost_resets_the_other(self) -> None:
         session = relaying()
@@ -310,10 +322,8 @@ class Broken(unittest.SynchronousTestCase):
         self.assertEqual(session.timed_out(holding=False), [WAIT, Abort(C), Abort(U)])
 
     def test_broken_after_its_orderly_end_serves_the_other_to_its_end(self) -> None:
-        for side in Side:
-            session = half_closed(side)
-            expected = [WAIT, Discard(side.other), Abort(side)]
-            self.assertEqual(session.broken(side), expected)
+        self.assertEqual(half_closed(C).broken(C), [WAIT, Discard(U), Abort(C)])
+        self.assertEqual(half_closed(U).broken(U), [WAIT, Reset(C), Abort(U)])
 
     def test_both_broken_and_one_ended_resets_both(self) -> None:
         session = relaying()
@@ -330,13 +340,20 @@ class Broken(unittest.SynchronousTestCase):
         self.assertEqual(session.gone(U), OVER)
 
     def test_a_transport_that_closes_both_ways_at_once_delivers_what_it_sent(self) -> None:
-        # Lanes on transports: ended, broken, gone without having been asked.
+        # Lanes on transports: ended, and gone without having been asked.
         session = relaying()
         self.assertEqual(session.ended(U, "fin"), [WAIT, End(C)])
-        self.assertEqual(session.broken(U), [WAIT, Discard(C), Abort(U)])
-        self.assertEqual(session.gone(U), [])
+        self.assertEqual(session.gone(U), [WAIT, Discard(C)])
         session.delivered(C)
         self.assertEqual(session.ended(C, "close_notify"), [Close(C)])
+        self.assertEqual(session.gone(C), OVER)
+
+    def test_a_client_that_writes_after_that_is_reset(self) -> None:
+        session = relaying()
+        session.ended(U, "fin")
+        session.gone(U)
+        self.assertEqual(session.dropped(C), [WAIT, Reset(C)])
+        self.assertEqual(session.dropped(C), [])
         self.assertEqual(session.gone(C), OVER)
 
 
@@ -740,7 +757,6 @@ class Model:
         if lane.closed or not lane.reading:
             return
         self.peer_ends(side)
-        self.breaks(side)
         self.go(side)
 
     def leaves_while_dialling(self) -> None:

@@ -81,6 +81,9 @@ class Words(SynchronousTestCase):
         how, detail = explain_failure(Failure(why))
         self.assertEqual(how, "reset")
         self.assertIn("reset by peer", detail)
+        for code in (errno.EPIPE, errno.ECONNABORTED):
+            how, _ = explain_failure(Failure(error.getConnectError((code, "it had ended before"))))
+            self.assertEqual(how, "reset")
 
     def test_a_failure_inside_of_an_error_is_not_shown_as_one(self) -> None:
         inner: Any = Failure(error.ConnectionLost())
