@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import socket
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -316,7 +317,10 @@ class TunnelService(Service):
 
     def _opened(self, port: IListeningPort, door: DoorFactory) -> None:
         door.listener = describe_address(port.getHost())
-        Keepalive(self._settings.limits.keepalive).set_on(cast("Any", port).socket)
+        listening = getattr(port, "socket", None)
+        if isinstance(listening, socket.socket):
+            # Accepted sockets inherit it.  The port of an endpoint plugin may have no socket.
+            Keepalive(self._settings.limits.keepalive).set_on(listening)
         if self._poller is not None and type(port) is Port and port.factory is door:
             accept_for(self._poller, port)
         self._guard.add(port, door.listener)

@@ -426,7 +426,9 @@ class WhoElseHears(SynchronousTestCase):
             self.assertFalse(service.situation().ready)
             one.callback(reactor.listenTCP(0, Factory()))
         self.assertTrue(service.situation().ready)
-        self.successResultOf(service.stopService())
+        stopping = service.stopService()
+        reactor.advance(0)
+        self.successResultOf(stopping)
         self.assertFalse(service.situation().ready)
 
 
