@@ -36,6 +36,9 @@ _GONE = _ERROR | 16
 LOOK_SECONDS = 1.0
 """How often a socket that is waited for by nothing else is asked whether it has hung up."""
 
+EVENTS_PER_LOOK = 8
+"""After how many events it is looked at how long they took."""
+
 _MOST_EVENTS = 512
 """As many events are taken at once."""
 
@@ -205,7 +208,8 @@ class Poller:
     anything has come.  A socket that is waited for in no way stays in the system's list, which
     tells of a reset all the same.  One that is closed leaves the list by itself.
 
-    Sockets that carry bulk (:attr:`Watched.is_bulk`), or have hung up, stand in a queue.  Each
+    Sockets that carry bulk (:attr:`Watched.is_bulk`), or have hung up, stand in a queue, and so do
+    those whose events come when the others of an iteration have taken :data:`TURN_SECONDS`.  Each
     iteration serves all other sockets that are ready, gives the reactor its turn, and then serves
     the queue for :data:`TURN_SECONDS`.  So a small message waits for a few batches and not for a
     batch of every bulk transfer.  Bulk gets as much time as the others took, but
@@ -304,15 +308,19 @@ class Poller:
     def _iterate(self, delay: float | None) -> None:
         """In place of the reactor's ``doIteration``."""
         watched, queue = self._watched, self._queue
-        is_reactors_turn = False
         epoll = cast("select.epoll", self._epoll)
         events = epoll.poll(0 if queue else delay, _MOST_EVENTS)
+        # Where there are more, that of the reactor may be among those that the system keeps back.
+        is_reactors_turn = len(events) == _MOST_EVENTS
         began = perf_counter()
-        for fd, event in events:
+        is_late = False
+        for number, (fd, event) in enumerate(events, 1):
+            if number % EVENTS_PER_LOOK == 0:
+                is_late = perf_counter() - began > TURN_SECONDS
             one = watched.get(fd)
             if one is None:
                 is_reactors_turn = is_reactors_turn or fd == self._descriptor
-            elif one.is_bulk or event & _GONE:
+            elif one.is_bulk or event & _GONE or is_late:
                 queue[one] = event
             else:
                 # As in _serve, without the call.

@@ -15,7 +15,9 @@ from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from mtlstunnel.relay import poller as poller_module
 from mtlstunnel.relay.poller import (
+    EVENTS_PER_LOOK,
     LONGEST_TURN_SECONDS,
     READ,
     ReactorWatcher,
@@ -314,6 +316,26 @@ class BulkTests(Watching, TestCase):
             self.assertLessEqual(len(order) - before, 2 * LONGEST_TURN_SECONDS / self.BUSY + 2)
         answer = yield deferToThread(lambda: "from a thread")
         self.assertEqual(answer, "from a thread")
+
+    @inlineCallbacks
+    def test_the_reactor_has_its_turn_beside_more_events_than_are_taken_at_once(self) -> Steps:
+        self.patch(poller_module, "_MOST_EVENTS", 64)
+        order: list[Watched] = []
+        crowd = self.bulk(150, order)
+        small, peer = self.pair(lambda one: (order.append(one), peer.push(b".")))
+        for one in crowd:
+            # None of them has moved much, but each takes its time, as one that closes does.
+            one.is_bulk = False
+            self.watcher.read(one)
+        clock: Any = reactor
+        clock.addReader(small)
+        peer.push(b".")
+        yield until(lambda: small.reads > 20)
+        clock.removeReader(small)
+        at = [index for index, one in enumerate(order) if one is small]
+        most = max(later - earlier - 1 for earlier, later in pairwise(at))
+        self.assertLessEqual(most, EVENTS_PER_LOOK + LONGEST_TURN_SECONDS / self.BUSY + 1)
+        yield until(lambda: all(one.reads for one in crowd))
 
     @inlineCallbacks
     def test_one_that_is_forgotten_loses_its_turn(self) -> Steps:
