@@ -7,10 +7,12 @@ import re
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests import pki
-from tests.system.harness import GREETING, PATIENCE, Tunnel
+from tests.system.harness import GREETING, PATIENCE, SystemTestCase, Tunnel
 from tests.system.test_draining import STOPPING, DrainTestCase
 from tests.tls.memory import MemoryClient
 
@@ -25,6 +27,40 @@ def blocks(pid: int, number: int) -> bool:
     return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
 
 
+def wait(condition: Callable[[], object]) -> None:
+    """Wait for something that does not tell."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError("it never came about")
+        time.sleep(0.001)
+
+
+def all_pids(tunnel: Tunnel, options: tuple[str, ...]) -> list[int]:
+    """All processes of a tunnel, the one that gets signals last."""
+    if options:
+        for number in (1, 2):
+            tunnel.wait_for_log(rf"worker {number} \(pid \d+\): ready")
+    workers = re.findall(r"worker \d+ \(pid (\d+)\): ready", tunnel.output)
+    return [*map(int, workers), tunnel.process.pid]
+
+
+def stop_and_wait(case: SystemTestCase, pids: list[int]) -> None:
+    """Stop processes, and wait until they stand."""
+    if not Path("/proc/self/status").exists():
+        case.give_up("this test reads /proc")
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in pids:
+        wait(lambda pid=pid: ") T " in Path(f"/proc/{pid}/stat").read_text())
+
+
+def go_on(pids: list[int]) -> None:
+    """Let processes go on, the one that gets signals last."""
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+
+
 class SignalTestCase(DrainTestCase):
     """Stops processes, so that more than one thing is there when they go on."""
 
@@ -32,33 +68,6 @@ class SignalTestCase(DrainTestCase):
         super().setUp()
         if not Path("/proc/self/status").exists():
             self.give_up("this test reads /proc")
-
-    def pids(self, tunnel: Tunnel, options: tuple[str, ...]) -> list[int]:
-        """All its processes, the one that gets signals last."""
-        if options:
-            for number in (1, 2):
-                tunnel.wait_for_log(rf"worker {number} \(pid \d+\): ready")
-        workers = re.findall(r"worker \d+ \(pid (\d+)\): ready", tunnel.output)
-        return [*map(int, workers), tunnel.process.pid]
-
-    def stopped(self, pids: list[int]) -> None:
-        """Stop processes, and wait until they stand."""
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        for pid in pids:
-            self.wait(lambda pid=pid: ") T " in Path(f"/proc/{pid}/stat").read_text())
-
-    def gone_on(self, pids: list[int]) -> None:
-        """Let processes go on, the one that gets signals last."""
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
-
-    def wait(self, condition: object) -> None:
-        """Wait for something that does not tell."""
-        deadline = time.monotonic() + PATIENCE
-        while not condition():  # type: ignore[operator]
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.001)
 
     def begun(self, *options: str, number: int = signal.SIGHUP) -> Tunnel:
         """A tunnel that has only begun to start, and holds back a signal already."""
@@ -70,7 +79,7 @@ class SignalTestCase(DrainTestCase):
             + ["--upstream", self.serve().place, *options],
         )
         self.addCleanup(self.stop, tunnel)
-        self.wait(lambda: blocks(tunnel.process.pid, number))
+        wait(lambda: blocks(tunnel.process.pid, number))
         return tunnel
 
 
@@ -81,11 +90,11 @@ class InTheSameMoment(SignalTestCase):
         for options in WORKERS:
             tunnel = self.door(self.serve(self.in_halves), "--drain-timeout", "600", *options)
             client = self.half_way(tunnel)
-            pid = self.pids(tunnel, options)[-1]
-            self.stopped([pid])
+            pid = all_pids(tunnel, options)[-1]
+            stop_and_wait(self, [pid])
             os.kill(pid, signal.SIGTERM)
             os.kill(pid, signal.SIGINT)
-            self.gone_on([pid])
+            go_on([pid])
             self.assertIn(self.status(tunnel), (-signal.SIGTERM, -signal.SIGINT))
             client.receive_all()
             self.assertEqual(client.ending, "reset")
@@ -157,7 +166,7 @@ class Later(SignalTestCase):
             self.signalled(tunnel)
             log.rename(old)
             tunnel.process.send_signal(signal.SIGUSR1)
-            self.wait(log.exists)
+            wait(log.exists)
             self.gate.set()
             client.receive_all()
             client.close()
@@ -167,32 +176,31 @@ class Later(SignalTestCase):
             self.stop(tunnel)
 
 
+def hello(case: SystemTestCase, where: Any) -> tuple[socket.socket, MemoryClient]:
+    """A client that has sent its ClientHello, and reads nothing yet."""
+    sock = socket.socket(socket.AF_INET if isinstance(where, tuple) else socket.AF_UNIX)
+    case.addCleanup(sock.close)
+    sock.settimeout(PATIENCE)
+    sock.connect(where)
+    client = MemoryClient(pki.client())
+    sock.sendall(client.step())
+    return sock, client
+
+
+def is_greeted(case: SystemTestCase, sock: socket.socket, client: MemoryClient) -> None:
+    """Go on to the end; all that the upstream says must have come."""
+    while data := sock.recv(1 << 16):
+        if answer := client.step(data):
+            sock.sendall(answer)
+    case.assertEqual((bytes(client.received), client.ended), (GREETING, True))
+    sock.close()
+
+
 class OnTheirWayIn(SignalTestCase):
     """Clients whose handshake has begun, or is about to, when the signal comes."""
 
     CLIENTS = 130
     """More than one turn of the event loop accepts; for each process."""
-
-    def hello(self, tunnel: Tunnel, place: str | None) -> tuple[socket.socket, MemoryClient]:
-        """A client that has sent its ClientHello, and reads nothing yet."""
-        if place is None:
-            sock = socket.create_connection(tunnel.address, PATIENCE)
-        else:
-            sock = socket.socket(socket.AF_UNIX)
-            sock.settimeout(PATIENCE)
-            sock.connect(place)
-        self.addCleanup(sock.close)
-        client = MemoryClient(pki.client())
-        sock.sendall(client.step())
-        return sock, client
-
-    def finish(self, sock: socket.socket, client: MemoryClient) -> None:  # type: ignore[override]
-        """Go on to the end; all must have come."""
-        while data := sock.recv(1 << 16):
-            if answer := client.step(data):
-                sock.sendall(answer)
-        self.assertEqual((bytes(client.received), client.ended), (GREETING, True))
-        sock.close()
 
     def test_clients_that_wait_to_be_accepted_are_served(self) -> None:
         for options in (*WORKERS, ("--workers", "2", "--max-connections", "100")):
@@ -203,20 +211,22 @@ class OnTheirWayIn(SignalTestCase):
                     *("--drain-timeout", "600", *options),
                     port=("127.0.0.1:0" if path is None else f"unix:{path}",),
                 )
-                pids = self.pids(tunnel, options)
-                self.stopped(pids)
-                clients = [self.hello(tunnel, path) for _ in range(self.CLIENTS * len(pids))]
+                pids = all_pids(tunnel, options)
+                stop_and_wait(self, pids)
+                clients = [
+                    hello(self, path or tunnel.address) for _ in range(self.CLIENTS * len(pids))
+                ]
                 os.kill(pids[-1], signal.SIGTERM)
-                self.gone_on(pids)
+                go_on(pids)
                 for client in clients:
-                    self.finish(*client)
+                    is_greeted(self, *client)
                 self.assertEqual(self.status(tunnel), 0)
                 self.stop(tunnel)
 
     def test_a_client_whose_first_bytes_come_after_the_signal_is_served(self) -> None:
         for options in WORKERS:
             tunnel = self.door(self.serve(), "--drain-timeout", "600", *options)
-            pids = self.pids(tunnel, options)
+            pids = all_pids(tunnel, options)
             sock = socket.create_connection(tunnel.address, PATIENCE)
             self.addCleanup(sock.close)
             # It is in the queue at least before a whole round trip to the door is over.
@@ -227,7 +237,7 @@ class OnTheirWayIn(SignalTestCase):
             tunnel.wait_for_log(STOPPING)
             client = MemoryClient(pki.client())
             sock.sendall(client.step())
-            self.finish(sock, client)
+            is_greeted(self, sock, client)
             self.assertEqual(self.status(tunnel), 0)
             self.stop(tunnel)
 
@@ -237,7 +247,7 @@ class OnTheirWayIn(SignalTestCase):
                 self.serve(),
                 *("--drain-timeout", "600", "--handshake-timeout", "600", *options),
             )
-            pids = self.pids(tunnel, options)
+            pids = all_pids(tunnel, options)
             sock = socket.create_connection(tunnel.address, PATIENCE)
             self.addCleanup(sock.close)
             os.kill(pids[-1], signal.SIGTERM)

@@ -17,12 +17,15 @@ from tests.system.harness import (
     CHECKOUT,
     PATIENCE,
     TWISTD,
+    Handler,
     SystemTestCase,
     TLSClient,
     Tunnel,
     echo,
+    greet,
     run,
 )
+from tests.system.test_signals import all_pids, go_on, hello, is_greeted, stop_and_wait
 
 LAUNCHER = """
 import os, sys
@@ -62,12 +65,16 @@ class SocketActivationTests(SystemTestCase):
         return listening
 
     def begin(
-        self, sockets: Sequence[socket.socket], *options: str | Path, port: Sequence[str]
+        self,
+        sockets: Sequence[socket.socket],
+        *options: str | Path,
+        port: Sequence[str],
+        handler: Handler = echo,
     ) -> Tunnel:
         """A tunnel that is handed these sockets as descriptors 3 and up."""
         cert, key = pki.server().write(self.directory, "server")
         ca = AUTHORITY.write(self.directory, "ca")
-        upstream = self.serve(echo)
+        upstream = self.serve(handler)
         numbers = [one.fileno() for one in sockets]
         arguments = [part for place in port for part in ("--port", place)]
         more = ("--cas", ca, "--cert", cert, "--key", key, "--upstream", upstream.place, *options)
@@ -94,6 +101,28 @@ class SocketActivationTests(SystemTestCase):
         client.close_notify()
         self.assertEqual(client.receive_all(), b"")
         client.close()
+
+    def test_clients_in_the_queue_are_served_when_sigterm_comes(self) -> None:
+        for options in ((), ("--workers", "2")):
+            for listening, kind in (
+                (self.inet(), "INET"),
+                (self.unix("queue" + str(len(options))), "UNIX"),
+            ):
+                tunnel = self.begin(
+                    [listening],
+                    *("--drain-timeout", "600", *options),
+                    port=[f"systemd:domain={kind}:index=0"],
+                    handler=greet,
+                )
+                pids = all_pids(tunnel, options)
+                stop_and_wait(self, pids)
+                clients = [hello(self, listening.getsockname()) for _ in range(20)]
+                os.kill(pids[-1], signal.SIGTERM)
+                go_on(pids)
+                for client in clients:
+                    is_greeted(self, *client)
+                self.assertEqual(tunnel.process.wait(PATIENCE), 0)
+                self.stop(tunnel)
 
     def each_start(self, *options: str, rounds: int = 2) -> None:
         for mode in (0o600, 0o660):
