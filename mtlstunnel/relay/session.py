@@ -26,8 +26,6 @@ word of a side stands last, and the timer is armed before it.
 
 from __future__ import annotations
 
-import enum
-
 import attrs
 
 from mtlstunnel.limits import TimeLimits
@@ -48,36 +46,7 @@ from mtlstunnel.relay.commands import (
     Side,
     StopReading,
 )
-
-
-class State(enum.Enum):
-    """Where a tunnel is in its life."""
-
-    NEW = "new"
-    DIALLING = "dialling"
-    RELAYING = "relaying"
-    CLIENT_ENDED = "client_ended"
-    UPSTREAM_ENDED = "upstream_ended"
-    CLOSING = "closing"
-    CLOSED = "closed"
-
-
-@attrs.define
-class _SideState:
-    end: str | None = None
-    """How it ended sending; None while it has not."""
-    orderly: bool = False
-    told: bool = False
-    """It was told the other side's end."""
-    delivered: bool = False
-    """All that was held for it is sent, the end included."""
-    broken: bool = False
-    """Nothing can be sent to it any more."""
-    hung_up: bool = False
-    """It was reset while it was not read."""
-    leaving: bool = False
-    """It was commanded to close or reset."""
-    gone: bool = False
+from mtlstunnel.relay.session_state import SideState, State
 
 
 @attrs.define
@@ -92,8 +61,8 @@ class TunnelSession:
     limits: TimeLimits
     state: State = attrs.field(init=False, default=State.NEW)
     detail: str | None = attrs.field(init=False, default=None)
-    _client: _SideState = attrs.field(init=False, factory=_SideState)
-    _upstream: _SideState = attrs.field(init=False, factory=_SideState)
+    _client: SideState = attrs.field(init=False, factory=SideState)
+    _upstream: SideState = attrs.field(init=False, factory=SideState)
     _left: str | None = attrs.field(init=False, default=None)
     """How the client ended, if it did so while dialling and had sent nothing."""
     _lingering: bool = attrs.field(init=False, default=False)
@@ -101,7 +70,7 @@ class TunnelSession:
     _too_old: bool = attrs.field(init=False, default=False)
     """It has expired once, and was given a last time to end."""
 
-    def _of(self, side: Side) -> _SideState:
+    def _of(self, side: Side) -> SideState:
         return self._client if side is Side.CLIENT else self._upstream
 
     def end_of(self, side: Side) -> str:

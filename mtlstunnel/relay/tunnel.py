@@ -37,7 +37,8 @@ from mtlstunnel.relay.keepalive import ClosedWindows, Keepalive
 from mtlstunnel.relay.lanes import make_lane
 from mtlstunnel.relay.poller import Watcher, watcher_of
 from mtlstunnel.relay.pump import PumpSide
-from mtlstunnel.relay.session import State, TunnelSession
+from mtlstunnel.relay.session import TunnelSession
+from mtlstunnel.relay.session_state import State
 from mtlstunnel.relay.shrinker import Shrinker, allocator_trim
 from mtlstunnel.relay.upstream import UpstreamFactory, UpstreamProtocol
 from mtlstunnel.timers import Timer, TimerWheel

@@ -30,7 +30,8 @@ from mtlstunnel.relay.commands import (
     Side,
     StopReading,
 )
-from mtlstunnel.relay.session import State, TunnelSession
+from mtlstunnel.relay.session import TunnelSession
+from mtlstunnel.relay.session_state import State
 
 C, U = Side.CLIENT, Side.UPSTREAM
 CONNECT, HALF_CLOSE, IDLE, LIFETIME = 10.0, 60.0, 300.0, 3600.0
