@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests import pki
 from tests.service.test_systemd import Manager
-from tests.system.harness import PATIENCE, SystemTestCase, TLSClient, Tunnel, echo
+from tests.system.harness import PATIENCE, SMALL, SystemTestCase, TLSClient, Tunnel, echo
 
 LIBRARIES = tuple(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 HOUR = datetime.timedelta(hours=1)
@@ -119,5 +119,7 @@ class ClockStepTests(SystemTestCase):
 
 class ClockStepWorkerTests(ClockStepTests):
     """The same with two workers."""
+
+    skip = "not in the smaller set" if SMALL else None
 
     options = ("--workers", "2")

@@ -10,12 +10,14 @@ import threading
 from pathlib import Path
 
 from tests.service.test_metrics import value
-from tests.system.harness import PATIENCE, TLSClient, Tunnel, echo
+from tests.system.harness import PATIENCE, SMALL, TLSClient, Tunnel, echo
 from tests.system.test_workers import WorkersTestCase
 
 
 class HungWorkerTests(WorkersTestCase):
     """SIGSTOP is a worker's event loop that does not run, to all who look at it."""
+
+    skip = "not in the smaller set" if SMALL else None
 
     def setUp(self) -> None:
         super().setUp()

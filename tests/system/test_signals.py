@@ -164,6 +164,8 @@ class Later(SignalTestCase):
             )
             client = self.half_way(tunnel)
             self.signalled(tunnel)
+            # The event may still be on its way from a worker.
+            wait(lambda log=log: '"event": "accepted"' in log.read_text())
             log.rename(old)
             tunnel.process.send_signal(signal.SIGUSR1)
             wait(log.exists)

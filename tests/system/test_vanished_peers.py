@@ -15,6 +15,7 @@ from tests.system.harness import (
     AUTHORITY,
     MEBIBYTE,
     PATIENCE,
+    SMALL,
     Link,
     SystemTestCase,
     TLSClient,
@@ -210,6 +211,8 @@ class VanishedPeers(VanishedTestCase):
 
 class VanishedPeersOfWorkers(VanishedPeers):
     """--keepalive --workers 2"""
+
+    skip = "not in the smaller set" if SMALL else None
 
     workers = "2"
 
