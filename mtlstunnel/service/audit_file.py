@@ -66,8 +66,23 @@ class LineFile:
         except OSError as error:
             self._lose(len(lines), at, error)
         else:
-            if self._lost_in_all != self._told_lines:
+            if not self._is_stopped_in_the_middle() and (
+                self._is_told or self._lost_in_all != self._told_lines
+            ):
                 self._tell_recovery()
+
+    def _is_stopped_in_the_middle(self) -> bool:
+        """
+        Try to write what is left of lines that were begun.  A full disk is told now, and not when
+        the next line comes; a slow reader is none.
+        """
+        try:
+            self._finish()
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                self._tell(error)
+            return True
+        return False
 
     def skip(self, count: int, since: datetime.datetime, at: datetime.datetime, why: str) -> None:
         """
@@ -157,6 +172,9 @@ class LineFile:
         self.lost_lines += count
         self._missing += count
         self._since = self._since or at
+        self._tell(error)
+
+    def _tell(self, error: OSError) -> None:
         self._why = _explain(error)
         if not self._is_told and self._seconds() >= self._silent_until:
             self._is_told = True

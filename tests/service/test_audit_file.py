@@ -121,6 +121,23 @@ class GapTests(AuditFileTestCase):
         self.assertEqual(self.place.files, [b"one\ntwo\n"])
         self.assertEqual((self.file.lost_lines, self.told), (0, []))
 
+    def test_a_disk_that_becomes_full_within_a_batch_is_told_at_once(self) -> None:
+        self.place.room = 5
+        self.file.write_lines(["one", "two", "three"], AT)
+        (told,) = self.told
+        self.assertIn("No space left on device", told)
+        self.place.room = 1000
+        self.write(self.file, "four")
+        self.assertEqual(self.place.lines(), ["one", "two", "three", "four"])
+        self.assertIn("can be written again; 0 events", self.told[-1])
+        self.assertEqual(self.file.lost_lines, 0)
+
+    def test_a_reader_that_is_slow_within_a_batch_is_not(self) -> None:
+        self.place.room = 5
+        self.place.fault = OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        self.file.write_lines(["one", "two", "three"], AT)
+        self.assertEqual(self.told, [])
+
     def test_the_first_line_after_a_gap_says_how_many_are_missing_and_why(self) -> None:
         self.write(self.file, "one")
         self.place.room = 0
